@@ -1,0 +1,167 @@
+"""The recipe: all that decides one run, in one tree, YAML in and YAML out.
+
+Every section is a frozen config whose field docstrings are its documentation; `zenspeed train` saves the resolved recipe in
+the run folder and in every checkpoint. No torch here: a wrong recipe is refused before anything slow is imported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from zenspeed.config import Config
+from zenspeed.models.presets import ModelConfig
+
+
+class RunConfig(Config):
+    name: str | None = None
+    """Name of the run; null: made from the data's name and the time."""
+    folder: Path | None = None
+    """Where the run is written; null: runs/<name>."""
+    seed: int = Field(1, ge=0)
+    """Seed of initialisation, sample order and dropout."""
+
+
+class DataConfig(Config):
+    source: str = "python-docs"
+    """`python-docs` (Python's own documentation, always present), or a file, folder or glob of .txt, .md, .py or .jsonl."""
+    text_column: str = "text"
+    """Column of a .jsonl row that holds the text."""
+    validation: float | str = Field(0.05)
+    """Share of documents held out for validation (0 < share < 1), or a file, folder or glob with the validation text."""
+    section_characters: int = Field(10_000, ge=0)
+    """Plain text is cut at blank lines into documents of about this many characters; 0: a file is one document."""
+    attend_across_documents: bool = False
+    """Lets a token attend to the document packed before its own in the same sequence."""
+    cache: Path = Path("~/.cache/zenspeed")
+    """Folder of prepared token shards, named by the content they were made from."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise ValueError(f"validation: {self.validation} is not a share; give 0 < share < 1, such as 0.05, or a path")
+        return self
+
+
+class TokenizerConfig(Config):
+    kind: Literal["bpe", "char", "folder"] = "bpe"
+    """`bpe`: byte-level BPE trained on the data; `char`: one token a character; `folder`: load one of Hugging Face layout."""
+    vocab_size: int = Field(4096, ge=257)
+    """Tokens in a trained BPE vocabulary, the 256 bytes and the special token included."""
+    folder: Path | None = None
+    """For `kind: folder`: a folder that holds tokenizer.json."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TokenizerConfig:
+        if self.kind == "folder" and self.folder is None:
+            raise ValueError("kind: folder needs tokenizer.folder, a folder that holds tokenizer.json")
+        if self.kind != "folder" and self.folder is not None:
+            raise ValueError(f"folder is given but kind is {self.kind}; set tokenizer.kind: folder, or take folder away")
+        return self
+
+
+class TrainConfig(Config):
+    steps: int | None = Field(None, ge=1)
+    """Updates of the weights; the run ends after them."""
+    minutes: float | None = Field(None, gt=0)
+    """Wall time of the run from the start of the process, the last evaluation included; instead of steps."""
+    batch_size: int = Field(32, ge=1)
+    """Sequences in one update, over all ranks and micro-batches."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Sequences in one forward and backward on one rank; null: the most that stay below 8,192 tokens."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of the matrix products; weights and optimizer are kept in fp32. `auto`: bf16 where it is fast here, as measured."""
+    clip: float | None = Field(1.0, gt=0)
+    """Largest global norm of the gradient; null: no clipping."""
+    compile: bool = False
+    """Compiles the blocks with torch.compile: slower to start, faster afterwards."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.steps is not None and self.minutes is not None:
+            raise ValueError(f"steps ({self.steps}) and minutes ({self.minutes}) both end the run; give one of them")
+        return self
+
+
+class OptimConfig(Config):
+    name: Literal["muon", "adamw", "sgd"] = "muon"
+    """`muon`: Muon for the matrices inside blocks, AdamW for the rest (Jordan 2024); or AdamW or SGD for everything."""
+    lr: float = Field(0.02, gt=0)
+    """Peak learning rate of the named optimizer."""
+    adam_lr: float = Field(4e-3, gt=0)
+    """With muon: peak learning rate of AdamW, for embeddings, head, norms and biases."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the gradient's mean and square."""
+    epsilon: float = Field(1e-10, gt=0)
+    """AdamW's epsilon."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Momentum of Muon (Nesterov) and SGD."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of matrices; vectors are never decayed."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "linear"
+    """After the warm-up: cosine or linear decay, constant until the last `decay` share and then linear (wsd), or constant."""
+    warmup: float = Field(0.02, ge=0)
+    """Steps of linear warm-up; below 1: share of the run."""
+    decay: float = Field(0.4, gt=0, le=1)
+    """With wsd: share of the run in which the rate falls."""
+    final_lr: float = Field(0.0, ge=0, le=1)
+    """Rate at the end, as a share of the peak."""
+
+
+class ParallelConfig(Config):
+    zero: Literal[0, 1, 2, 3] = 1
+    """What is spread over the ranks (Rajbhandari et al. 1910.02054): 1 optimizer, 2 and gradients, 3 and weights."""
+    shard_ranks: int | None = Field(None, ge=1)
+    """Ranks that share one copy of the model states; null: all. Fewer: hybrid sharding, copies replicated between groups."""
+
+
+class CheckpointConfig(Config):
+    every: int | None = Field(None, ge=1)
+    """Steps between checkpoints; null: about once a minute. One is always written at the end and on Ctrl-C."""
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints that stay."""
+    keep_best: bool = True
+    """The checkpoint of the lowest validation loss stays as well."""
+
+
+class EvaluateConfig(Config):
+    every: int | None = Field(None, ge=1)
+    """Steps between evaluations on the whole validation split; null: about ten in a run. One is always made at the end."""
+    batch_size: int | None = Field(None, ge=1)
+    """Sequences in one forward; null: as micro_batch_size."""
+
+
+class LogConfig(Config):
+    every: int = Field(1, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = True
+    """Writes TensorBoard events beside metrics.jsonl."""
+
+
+class SampleConfig(Config):
+    prompts: list[str] = Field(default_factory=lambda: [""])
+    """Texts continued at the end of training, into samples.md; an empty one starts from nothing."""
+    max_tokens: int = Field(100, ge=1)
+    """Tokens of each continuation."""
+    temperature: float = Field(0.8, ge=0)
+    """0 takes the likeliest token each time."""
+    top_k: int | None = Field(50, ge=1)
+    """Draws among the k likeliest tokens; null: among all."""
+
+
+class Recipe(Config):
+    """One run."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    log: LogConfig = LogConfig()
+    sample: SampleConfig = SampleConfig()
