@@ -1,0 +1,65 @@
+"""Causal attention: two ways to compute it, and the choice between them.
+
+    plain   softmax(q kᵀ / √D + bias) v as two batched matrix products. Holds T × S scores a head.
+    sdpa    torch's fused kernel. Never holds the scores.
+
+On CPU the plain way is faster up to `PLAIN_TOKENS` keys: the products run in oneDNN at the speed of any other, where the
+fused kernel reaches half of it. Above, memory and softmax win for the fused one. On a GPU the fused one is always better.
+
+Letters: B sequences, T new tokens, S tokens that can be seen (S = T without a cache), H query heads, G key and value heads
+(H is a multiple of G), D head width. Heads come before tokens, (B, H, T, D), so that a product reads whole rows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PLAIN_TOKENS = 512
+
+
+class Mask(NamedTuple):
+    """What a token may attend to, built once a forward and shared by all layers."""
+
+    bias: Tensor | None
+    """Added to the scores: (T, S) or (B, 1, T, S), 0 or −inf; None: everything, or what `causal` says."""
+    causal: bool
+    """The kernel applies the causal mask by itself (T = S, and no bias)."""
+    plain: bool
+    """Matrix products instead of the fused kernel."""
+
+
+def make_mask(num_new: int, num_seen: int, dtype: torch.dtype, device: torch.device, documents: Tensor | None = None) -> Mask:
+    """The causal mask of the last `num_new` of `num_seen` tokens, inside documents if (B, T) `documents` are given."""
+    plain = device.type == "cpu" and (num_seen <= PLAIN_TOKENS or num_new == 1)
+    if num_new == 1 and documents is None:
+        return Mask(None, causal=False, plain=plain)
+    if documents is None and num_new == num_seen and not plain:
+        return Mask(None, causal=True, plain=False)
+    allowed = torch.ones(num_new, num_seen, dtype=torch.bool, device=device).tril(num_seen - num_new)  # (T, S)
+    if documents is not None:
+        allowed = (allowed & (documents[:, :, None] == documents[:, None, :])).unsqueeze(1)  # (B, 1, T, T)
+    bias = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, -math.inf)
+    return Mask(bias, causal=False, plain=plain)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """q (B, H, T, D), k and v (B, G, S, D) -> (B, H, T, D). Scores are scaled by 1/√D."""
+    if mask.plain:
+        return _plain(q, k, v, mask.bias)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask.bias, is_causal=mask.causal, enable_gqa=grouped)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    (B, H, T, D), (_, G, S, _) = q.shape, k.shape
+    # The H/G heads that share a key head are more rows of one product: nothing is repeated.
+    scores = torch.matmul((q * D**-0.5).reshape(B, G, -1, D), k.transpose(-1, -2)).view(B, H, T, S)
+    if bias is not None:
+        scores = scores.add_(bias)
+    weights = scores.softmax(dim=-1).view(B, G, -1, S)
+    return torch.matmul(weights, v).view(B, H, T, D)

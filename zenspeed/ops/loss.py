@@ -1,0 +1,129 @@
+"""Cross entropy of a linear head, in chunks of tokens: tokens × vocabulary is never held.
+
+`linear_cross_entropy` makes the gradients in the forward pass, while a chunk's probabilities are at hand, and multiplies them
+by the incoming scalar in the backward pass. What it costs: the gradients are made even if nobody asks for them (use
+`token_losses` to evaluate) and backward runs once only.
+
+Letters: N tokens, C width of the hidden states, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORE = -100
+"""Target of a token that has no loss."""
+CHUNK_ELEMENTS = 1 << 22
+"""Logits in one chunk. 4 M: large enough for matrix products at full speed, small enough for the last-level cache."""
+MIN_CHUNK_TOKENS = 1024
+"""Fewer tokens make the product that gives the weight's gradient too thin."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Sum over tokens of −log softmax(hidden weightᵀ + bias)[target], in nats: an fp32 scalar.
+
+    Args:
+        hidden: (N, C). weight: (V, C). bias: (V,) or None. Products run in autocast's type, else in the type of `hidden`.
+        targets: (N,) int64; `IGNORE` where there is no loss. Already shifted: targets[i] is what hidden[i] predicts.
+        softcap: logits become cap · tanh(logits / cap).
+    """
+    if not torch.is_grad_enabled():
+        return token_losses(hidden, weight, targets, bias, softcap).sum()
+    kept = targets != IGNORE
+    if not kept.all():  # a row without loss costs nothing
+        hidden, targets = hidden[kept], targets[kept]
+    total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, bias, softcap, _product_dtype(hidden))
+    return total
+
+
+@torch.no_grad()
+def token_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Loss of each token, (N,) fp32 in nats, 0 where the target is `IGNORE`; no gradient. Arguments as above."""
+    dtype = _product_dtype(hidden)
+    weight, losses = weight.to(dtype), []
+    for h, t in _chunks(hidden.to(dtype), targets, weight.shape[0]):
+        logits = _logits(h, weight, bias, softcap).float()
+        losses.append(F.cross_entropy(logits, t, ignore_index=IGNORE, reduction="none"))
+    return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        softcap: float | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        accumulate = torch.promote_types(dtype, torch.float32)
+        h_all, w = hidden.to(dtype), weight.to(dtype)
+        grad_hidden = torch.empty_like(h_all)
+        grad_weight = torch.zeros(weight.shape, dtype=accumulate, device=weight.device)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=accumulate)
+        total = torch.zeros((), dtype=accumulate, device=hidden.device)
+        done = 0
+        with torch.autocast(hidden.device.type, enabled=False):
+            for h, t in _chunks(h_all, targets, weight.shape[0]):
+                logits = _logits(h, w, bias, softcap)  # (n, V)
+                grad, losses = _softmax_gradient(logits, t)
+                total += losses.sum()
+                if softcap is not None:
+                    grad = grad * (1 - (logits / softcap).square())
+                torch.mm(grad, w, out=grad_hidden[done : done + len(t)])
+                grad_weight += grad.t() @ h
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0, dtype=accumulate)
+                done += len(t)
+        ctx.gradients = grad_hidden, grad_weight, grad_bias
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return total.float() if dtype != torch.float64 else total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if ctx.gradients is None:
+            raise RuntimeError("linear_cross_entropy: backward runs once, its buffers are scaled in place; run forward again")
+        (hidden, weight, bias), ctx.gradients = ctx.gradients, None
+        hidden = hidden.mul_(grad).to(ctx.dtypes[0])
+        weight = weight.mul_(grad).to(ctx.dtypes[1])
+        return hidden, weight, None, None if bias is None else bias.mul_(grad).to(ctx.dtypes[1]), None, None
+
+
+def _softmax_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """d loss / d logits (n, V) in the type of the logits, and the losses (n,) in fp32."""
+    index = targets[:, None]
+    at_target = logits.gather(1, index)  # (n, 1)
+    top, at_top = logits.max(dim=1, keepdim=True)
+    probabilities = logits.softmax(dim=1)
+    # log Σ exp = logit − log p, read at the likeliest token, whose p is at least 1/V and so never underflows.
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    losses = top.to(wide) - probabilities.gather(1, at_top).to(wide).log() - at_target.to(wide)
+    probabilities.scatter_add_(1, index, torch.full_like(at_target, -1))
+    return probabilities, losses.squeeze(1)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    logits = F.linear(hidden, weight, None if bias is None else bias.to(weight.dtype))
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _chunks(hidden: Tensor, targets: Tensor, vocab_size: int) -> list[tuple[Tensor, Tensor]]:
+    size = max(MIN_CHUNK_TOKENS, CHUNK_ELEMENTS // vocab_size)
+    return list(zip(hidden.split(size), targets.split(size), strict=True)) if len(targets) else []
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
