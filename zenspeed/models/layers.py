@@ -1,0 +1,155 @@
+"""The parts of a Transformer: linear layer, norm, attention, feed-forward, block, and the cache of keys and values.
+
+No part initialises its own weights: `Transformer.init_weights` does, in one place.
+
+Letters: B sequences, T tokens, C width of the residual stream, H query heads, G key and value heads, D head width,
+F inner width of the feed-forward part.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zenspeed.models.presets import ModelConfig
+from zenspeed.ops.attention import Mask, attention
+from zenspeed.ops.norm import layernorm, rmsnorm
+from zenspeed.ops.position import apply_rotary
+
+
+class Linear(nn.Linear):
+    """nn.Linear that leaves its weights unset."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding that leaves its weights unset."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last dimension of size `width`."""
+
+    def __init__(self, config: ModelConfig, width: int) -> None:
+        super().__init__()
+        self.kind, self.epsilon = config.norm, config.norm_epsilon
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width)) if config.bias and config.norm == "layernorm" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "rmsnorm":
+            return rmsnorm(x, self.weight, self.epsilon)
+        return layernorm(x, self.weight, self.bias, self.epsilon)
+
+
+class KeyValueCache:
+    """Keys and values of the tokens seen so far: for each layer two tensors (B, G, max_tokens, D), allocated once.
+
+    A ring: once `max_tokens` are seen, each new token takes the place of the oldest, so that the model attends to the last
+    `max_tokens`. Keys are stored after rotary embedding; only differences of positions count, so that nothing is recomputed.
+    """
+
+    def __init__(self, layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.max_tokens = shape[2]
+        self.num_tokens = 0
+        """Tokens seen so far; more than `max_tokens` once the ring has gone round."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores k and v (B, G, T, D) of new tokens; the keys and values to attend to, (B, G, S, D)."""
+        start, end = self.num_tokens, self.num_tokens + k.shape[2]
+        if end > self.max_tokens:
+            assert k.shape[2] == 1, f"{k.shape[2]} tokens at once do not fit behind {start} of {self.max_tokens}"
+            start, end = start % self.max_tokens, start % self.max_tokens + 1
+        self.keys[layer][:, :, start:end] = k
+        self.values[layer][:, :, start:end] = v
+        seen = min(self.num_tokens + k.shape[2], self.max_tokens)
+        return self.keys[layer][:, :, :seen], self.values[layer][:, :, :seen]
+
+
+class Shared(NamedTuple):
+    """What all blocks of one forward have in common."""
+
+    mask: Mask
+    rotary: tuple[Tensor, Tensor] | None
+    """Cosines and signed sines."""
+    cache: KeyValueCache | None
+
+
+class Attention(nn.Module):
+    """Causal self-attention with H query and G key and value heads, one fused projection into all of them."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.head_width = config.heads, config.num_kv_heads, config.head_width
+        self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=config.bias)
+        self.query_norm = Norm(config, self.head_width) if config.qk_norm else None
+        self.key_norm = Norm(config, self.head_width) if config.qk_norm else None
+        self.out = Linear(config.width, config.width, bias=config.bias)
+
+    def forward(self, x: Tensor, shared: Shared) -> Tensor:
+        B, T, C = x.shape
+        # One copy to (B, H + 2G, T, D): all that follows reads whole rows.
+        qkv = self.qkv(x).view(B, T, -1, self.head_width).transpose(1, 2)
+        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if shared.rotary is not None:
+            q, k = apply_rotary(q, *shared.rotary), apply_rotary(k, *shared.rotary)
+        if shared.cache is not None:
+            k, v = shared.cache.append(self.layer, k, v)
+        y = attention(q, k, v, shared.mask)  # (B, H, T, D)
+        return self.out(y.transpose(1, 2).reshape(B, T, C))
+
+
+class FeedForward(nn.Module):
+    """down(activation(up(x))). With swiglu `up` holds the gate's rows first, then the rows that it gates."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        gated = config.activation == "swiglu"
+        self.up = Linear(config.width, config.inner_width * (2 if gated else 1), bias=config.bias)
+        self.down = Linear(config.inner_width, config.width, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(_activate(self.up(x), self.activation))
+
+
+def _activate(x: Tensor, name: str) -> Tensor:
+    if name == "swiglu":
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
+    if name == "relu_squared":
+        return F.relu(x).square()
+    if name == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)). Shards and compiles as one unit."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = Norm(config, config.width)
+        self.attention = Attention(config, layer)
+        self.feed_forward_norm = Norm(config, config.width)
+        self.feed_forward = FeedForward(config)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, shared: Shared) -> Tensor:
+        x = x + self._drop(self.attention(self.attention_norm(x), shared))
+        return x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
