@@ -1,0 +1,302 @@
+"""Text to token numbers and back, over Hugging Face `tokenizers`.
+
+Three kinds behind one class:
+
+    bpe     byte-level BPE (Sennrich et al. 1508.07909 on bytes) trained on the data: any Unicode text comes back exactly
+    char    one token a character of the training text; any other character becomes `unknown`
+    folder  whatever a Hugging Face folder holds, with its own end-of-text token
+
+The special token `<|endoftext|>` is only ever put between documents by us: text that contains these letters is encoded as
+plain text, so no document can forge the end of another.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from zenspeed.config import InputError, read_text, write_atomically
+from zenspeed.text.normalize import replace_surrogates
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+
+# Where BPE may not merge across. GPT-4's split (tiktoken's cl100k_base) with two changes: a run of Han characters stands
+# alone, so that Chinese merges are learned from Chinese only, not from each pair of a character and its neighbouring
+# punctuation mark, space or Latin word; and combining marks belong to letters, so that Hindi or Thai words stay whole.
+# Merges inside a Han run are what finds its words, since nothing else marks where they end.
+SPLIT = (
+    r"'(?i:[sdmt]|ll|ve|re)"
+    r"|\p{Han}+"
+    r"|[^\r\n\p{L}\p{N}]?[[\p{L}\p{M}]&&[^\p{Han}]]+"
+    r"|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]"
+    r"|\s+(?!\S)"
+    r"|\s+"
+)
+
+# No match of SPLIT goes on from a line's end into one of these letters, so text may be cut there without changing a token.
+_SAFE_CUT = re.compile(r"(?<=\n)(?=[A-Za-z\u4e00-\u9fff])")
+_PIECE_CHARACTERS = 2000  # the library takes 2.2 times as long for pieces of 64 k
+
+# Longest token in bytes. Keeps a phrase that a small corpus repeats (a licence line, "========") from becoming one token.
+_MAX_TOKEN_BYTES = 24
+
+_COMMON_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+
+
+class Tokenizer:
+    """Encodes text as token numbers in [0, vocab_size) and decodes them.
+
+    Make one with `train_bpe`, `train_char` or `load`; `save` writes a folder that `transformers.AutoTokenizer` loads.
+    """
+
+    end_of_text: int
+    """Number of the token that stands before every document and after the last."""
+    unknown: int | None
+    """Number of the token for what the vocabulary lacks; None when it lacks nothing (BPE)."""
+
+    def __init__(self, inner: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+        """`settings` is the content of tokenizer_config.json; its eos_token must be in the vocabulary."""
+        inner.no_padding()
+        inner.no_truncation()
+        inner.encode_special_tokens = True
+        self._inner = inner
+        self._settings = settings
+        end_of_text = inner.token_to_id(_token_name(settings["eos_token"]))
+        assert end_of_text is not None
+        self.end_of_text = end_of_text
+        unknown = _token_name(settings.get("unk_token"))
+        self.unknown = inner.token_to_id(unknown) if unknown else None
+        self._is_char = inner.pre_tokenizer is None and isinstance(inner.decoder, decoders.Fuse)
+        self._may_cut = self._is_char or _state(inner.pre_tokenizer) == _state(_split_to_bytes())
+
+    @classmethod
+    def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Byte-level BPE with exactly `vocab_size` tokens: the special one, 256 bytes, and merges seen at least twice.
+
+        The same texts in the same order always give the same tokenizer.
+
+        Raises:
+            InputError: the texts do not hold that many merges.
+        """
+        inner = tokenizers.Tokenizer(models.BPE())
+        inner.pre_tokenizer = _split_to_bytes()
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            show_progress=False,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            max_token_length=_MAX_TOKEN_BYTES,
+        )
+        inner.train_from_iterator((piece for text in texts for piece in _pieces(replace_surrogates(text))), trainer)
+        possible = inner.get_vocab_size()
+        if possible < vocab_size:
+            raise InputError(
+                f"tokenizer.vocab_size: {vocab_size} tokens asked, but the training text only makes {possible}; "
+                f"give --set tokenizer.vocab_size={possible} or less, or more text"
+            )
+        return cls(inner, _settings())
+
+    @classmethod
+    def train_char(cls, texts: Iterable[str]) -> Tokenizer:
+        """One token for each character in `texts`, in the order of code points, after the end-of-text and the unknown token."""
+        characters = set().union(*texts) - {UNKNOWN}
+        vocabulary = {END_OF_TEXT: 0, UNKNOWN: 1}
+        for character in sorted(characters):
+            if not "\ud800" <= character <= "\udfff":
+                vocabulary[character] = len(vocabulary)
+        inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
+        inner.add_special_tokens([END_OF_TEXT])
+        inner.decoder = decoders.Fuse()
+        return cls(inner, _settings(unk_token=UNKNOWN))
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """The tokenizer of a folder in Hugging Face layout: tokenizer.json, and tokenizer_config.json that names eos_token.
+
+        Raises:
+            InputError: a file is missing or broken, or no end-of-text token can be found.
+        """
+        path = folder / "tokenizer.json"
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; give one that holds tokenizer.json")
+        if not path.exists():
+            raise InputError(
+                f"{folder}: holds no tokenizer.json; make one with "
+                f"transformers.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+            )
+        text = read_text(path)
+        try:
+            inner = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"{path}: not a tokenizer: {str(error).splitlines()[0]}") from None
+        settings = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
+        named = _token_name(settings.get("eos_token"))
+        candidates = [named] if named else list(_COMMON_END_TOKENS)
+        found = [name for name in candidates if inner.token_to_id(name) is not None]
+        if not found:
+            what = f"eos_token {named!r} is not in the vocabulary" if named else "no end-of-text token is named"
+            raise InputError(f'{folder}: {what}; give one that is, as "eos_token" in tokenizer_config.json')
+        settings["eos_token"] = found[0]
+        return cls(inner, settings)
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and tokenizer_config.json into `folder`, which is made if it is not there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "tokenizer.json", self._inner.to_str(pretty=True))
+        settings = json.dumps(self._settings, indent=2, ensure_ascii=False, sort_keys=True)
+        write_atomically(folder / "tokenizer_config.json", settings + "\n")
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest token number, which is what an embedding needs; a loaded vocabulary may have gaps."""
+        return max(self._inner.get_vocab().values()) + 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that decides which numbers a text becomes; the same after `save` and `load`."""
+        content = self._inner.to_str() + "\0" + str(self.end_of_text)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The token numbers of `text`; nothing is added in front or behind."""
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The token numbers of each text, uint32, on all cores."""
+        texts = [replace_surrogates(text) for text in texts]
+        if self._is_char:
+            return [self._encode_characters(text) for text in texts]
+        pieces = [list(_pieces(text)) if self._may_cut else [text] for text in texts]
+        flat = [piece for group in pieces for piece in group]
+        encoded = iter(self._inner.encode_batch_fast(flat, add_special_tokens=False))
+        return [np.concatenate([np.array(next(encoded).ids, dtype=np.uint32) for _ in group]) for group in pieces]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of token numbers. Special tokens give no text; bytes that are not UTF-8 give U+FFFD."""
+        return self._inner.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def stream(self) -> StreamDecoder:
+        """A decoder that takes one token at a time, for text that is shown while it is generated."""
+        return StreamDecoder(self)
+
+    def _encode_characters(self, text: str) -> np.ndarray:
+        points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+        table = self._character_table
+        return table[np.minimum(points, len(table) - 1)]
+
+    @cached_property
+    def _character_table(self) -> np.ndarray:
+        """Token number by code point; the last entry is for all code points beyond the table."""
+        points = {ord(name): i for name, i in self._inner.get_vocab().items() if len(name) == 1}
+        table = np.full(max(points) + 2, self.unknown, dtype=np.uint32)
+        table[list(points)] = list(points.values())
+        return table
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes] | None:
+        """Bytes by token number, those of special tokens empty; None when tokens are not made of bytes."""
+        if not isinstance(self._inner.decoder, decoders.ByteLevel):
+            return None
+        to_byte = _byte_alphabet()
+        out = [b""] * self.vocab_size
+        special = {i for i, token in self._inner.get_added_tokens_decoder().items() if token.special}
+        for name, i in self._inner.get_vocab().items():
+            if i not in special:
+                plain = all(character in to_byte for character in name)
+                out[i] = bytes(to_byte[character] for character in name) if plain else name.encode()
+        return out
+
+
+class StreamDecoder:
+    """Decodes tokens as they come: the parts joined are the decoded whole, and no part ends inside a character."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._bytes = tokenizer._token_bytes
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._inner = tokenizer._inner
+        self._stream = decoders.DecodeStream(skip_special_tokens=True)
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; empty while a character is only half there."""
+        if self._bytes is not None:
+            return self._utf8.decode(self._bytes[token])
+        return self._stream.step(self._inner, token) or ""
+
+    def flush(self) -> str:
+        """What is left when no more tokens come: U+FFFD for a character that was never completed, or nothing."""
+        return self._utf8.decode(b"", final=True)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cuts `text` at safe places into pieces that are encoded in parallel; a short text is one piece, an empty one too."""
+    start = 0
+    while len(text) - start > _PIECE_CHARACTERS:
+        cut = _SAFE_CUT.search(text, start + _PIECE_CHARACTERS)
+        if cut is None:
+            break
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:] if start else text
+
+
+def _split_to_bytes() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _state(part: Any) -> bytes:
+    return part.__getstate__() if part is not None else b""
+
+
+def _settings(**more: str) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "split_special_tokens": True,  # transformers' name for: their letters in a text are plain text
+        "clean_up_tokenization_spaces": False,
+        **more,
+    }
+
+
+def _token_name(entry: Any) -> str:
+    """Hugging Face writes a special token as its text or as a mapping with `content`."""
+    return str(entry.get("content", "")) if isinstance(entry, dict) else entry or ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return content
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in a byte-level vocabulary (Radford et al. 2019), inverted."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
