@@ -56,7 +56,7 @@ def read_text(path: Path) -> str:
 
 
 def load(kind: type[C], path: Path | None = None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None) -> C:
-    """A config from defaults, then `base`, then the YAML file at `path`, then `section.key=value` overrides, later ones winning.
+    """A config from defaults, then `base`, then the YAML file at `path`, then `section.key=value` overrides, later winning.
 
     Raises:
         InputError: the file is not there or not YAML, or a key, type, range or combination is wrong.
@@ -148,7 +148,8 @@ def _parse_yaml(path: Path) -> tuple[dict[str, Any], Place]:
     if root is None:
         return {}, {}
     if not isinstance(root, yaml.MappingNode):
-        raise InputError(f"{path}: a recipe is a mapping of sections (data:, model:, train: …), this is a {root.id}")
+        kind = root.tag.rpartition(":")[2]
+        raise InputError(f"{path}: a recipe is a mapping of sections (data:, model:, train: …), this is a {kind}")
     places: Place = {}
     return _construct(root, (), places, path), places
 

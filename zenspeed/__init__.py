@@ -1,0 +1,3 @@
+"""zenspeed: train a language model and put it to use."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,289 @@
+"""Checkpoints: everything a run needs to go on as if it had not been stopped.
+
+    <run>/checkpoints/
+      latest                     name of the newest complete checkpoint
+      step-00000120/
+        checkpoint.json          what it is of: format, step, training state, resolved recipe, files with sizes and sha256
+        rank-00000.safetensors   the slices of weights and optimizer state that this rank held, and its random state
+        rank-00000.json          which slice of which parameter each tensor is
+
+A checkpoint is written beside its place under a name ending in `.partial`, flushed to disk and renamed when every rank's
+files are there, so a folder without that ending is complete. Slices are stored with their place in the whole parameter
+(name, kind, start, stop), so a checkpoint loads on any number of ranks and any ZeRO stage. No pickle anywhere.
+
+Ranks meet through the files alone: rank 0 waits for the others' files and names a rank that does not come, it never hangs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from zenspeed.config import InputError, write_atomically
+
+FORMAT = 1
+Entry = list[Any]  # [name, kind, shape, start, stop, key]
+
+
+class Checkpointer:
+    """Saves checkpoints of one run, in the background, and forgets old ones."""
+
+    def __init__(self, folder: Path, keep: int = 2, keep_best: bool = True, wait_seconds: float = 300.0) -> None:
+        self.folder, self.keep, self.keep_best, self.wait_seconds = folder, keep, keep_best, wait_seconds
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        # A name of this attempt that all ranks know, so that leftovers of a killed one are never mistaken for ours.
+        attempt = torch.frombuffer(bytearray(os.urandom(4)), dtype=torch.int32).abs().long()
+        dist.broadcast(attempt, src=0)
+        self.attempt = f"{int(attempt):08x}"
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        if self.rank == 0:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{folder}: cannot be written: {error.strerror}; give another --set run.folder=…") from None
+            for left in folder.glob("*.partial"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def save(
+        self,
+        step: int,
+        shards: Iterable[tuple[str, str, torch.Size, int, int, Tensor]],
+        scalars: Mapping[str, Mapping[str, float]],
+        state: Mapping[str, Any],
+        *,
+        wait: bool = False,
+    ) -> None:
+        """Copies the state now and writes it in the background; with `wait`, returns when it is on disk.
+
+        Args:
+            shards: (name, kind, shape of the whole, start, stop, elements) of this rank's part.
+            state: JSON-safe, the same on all ranks; `state["metric"]`, lower is better, is what `keep_best` goes by.
+
+        Raises:
+            InputError: this or the previous save failed (disk full, a rank's files missing); older checkpoints are untouched.
+        """
+        self.wait()
+        tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+        entries: list[Entry] = []
+        for name, kind, shape, start, stop, tensor in shards:
+            key = f"{kind}/{name}/{start}"
+            tensors[key] = tensor.detach().to("cpu", copy=True).contiguous()
+            entries.append([name, kind, list(shape), start, stop, key])
+        part = {"entries": entries, "scalars": {k: dict(v) for k, v in scalars.items()}}
+        self._thread = threading.Thread(target=self._write, args=(step, tensors, part, dict(state)), name="checkpoint")
+        self._thread.start()
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save under way, and raises what went wrong with it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(self, step: int, tensors: dict[str, Tensor], part: dict[str, Any], state: dict[str, Any]) -> None:
+        partial = self.folder / f"step-{step:08d}.{self.attempt}.partial"
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            path = partial / f"rank-{self.rank:05d}.safetensors"
+            save_file(tensors, path)
+            _flush(path)
+            write_atomically(path.with_suffix(".json"), json.dumps(part))
+            if self.rank == 0:
+                self._commit(step, partial, state)
+        except OSError as error:
+            self._error = InputError(self._explain(step, error))
+        except SafetensorError as error:  # how the library reports an I/O error
+            self._error = InputError(self._explain(step, error))
+        except BaseException as error:
+            self._error = error
+        if self._error is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _commit(self, step: int, partial: Path, state: dict[str, Any]) -> None:
+        parts = [partial / f"rank-{rank:05d}.json" for rank in range(self.ranks)]
+        deadline = time.monotonic() + self.wait_seconds
+        while missing := [rank for rank, path in enumerate(parts) if not path.exists()]:
+            if time.monotonic() > deadline:
+                ranks = ", ".join(map(str, missing))
+                raise InputError(f"checkpoint of step {step}: no files from rank {ranks} after {self.wait_seconds:.0f} s")
+            time.sleep(0.01)
+        files = [_describe(path.with_suffix(suffix)) for path in parts for suffix in (".safetensors", ".json")]
+        manifest = {"format": FORMAT, "step": step, "ranks": self.ranks, "files": files, "state": state}
+        write_atomically(partial / "checkpoint.json", json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
+        final = self.folder / f"step-{step:08d}"
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        _flush(self.folder)
+        write_atomically(self.folder / "latest", final.name)
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        checkpoints = list_checkpoints(self.folder)
+        kept = set(checkpoints[-self.keep :])
+        if self.keep_best:
+            scored = [(m, c) for c in checkpoints if (m := _metric(c)) is not None]
+            kept |= {min(scored, key=lambda pair: pair[0])[1]} if scored else set()
+        for checkpoint in set(checkpoints) - kept:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def _explain(self, step: int, error: Exception) -> str:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        good = list_checkpoints(self.folder)
+        fall_back = f"the last good one is {good[-1].name}" if good else "there is none yet"
+        free = shutil.disk_usage(self.folder).free / 2**20
+        return (
+            f"checkpoint of step {step} could not be written in {self.folder}: {reason} ({free:.0f} MiB free); "
+            f"{fall_back}; make room, then go on with: zenspeed resume {self.folder.parent}"
+        )
+
+
+class Checkpoint:
+    """One complete checkpoint, opened for reading."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.manifest = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder / 'checkpoint.json'}: cannot be read ({error}){_offer(folder)}") from None
+        if self.manifest.pop("sha256", None) != _digest(self.manifest):
+            raise InputError(f"{folder / 'checkpoint.json'}: damaged, its checksum is not its own{_offer(folder)}")
+        if self.manifest.get("format") != FORMAT:
+            raise InputError(f"{folder}: format {self.manifest.get('format')}, this version reads {FORMAT}")
+        self.state: dict[str, Any] = self.manifest["state"]
+        self.step: int = self.manifest["step"]
+        self.ranks: int = self.manifest["ranks"]
+        self.scalars: dict[str, dict[str, float]] = {}
+        self.shapes: dict[str, torch.Size] = {}
+        self._entries: dict[tuple[str, str], list[tuple[int, int, Path, str]]] = {}
+        for file in self.manifest["files"]:
+            self._verify(folder / file["file"], file)
+        for rank in range(self.ranks):
+            self._read_part(folder / f"rank-{rank:05d}.json")
+
+    def _verify(self, path: Path, file: dict[str, Any]) -> None:
+        if not path.exists():
+            raise InputError(f"{path}: missing{_offer(self.folder)}")
+        if _describe(path) != file:
+            raise InputError(f"{path}: damaged, its checksum is not the one in checkpoint.json{_offer(self.folder)}")
+
+    def _read_part(self, path: Path) -> None:
+        part = json.loads(path.read_text(encoding="utf-8"))
+        for name, kind, shape, start, stop, key in part["entries"]:
+            self._entries.setdefault((name, kind), []).append((start, stop, path.with_suffix(".safetensors"), key))
+            if kind == "weight":
+                self.shapes[name] = torch.Size(shape)
+        self.scalars |= part["scalars"]
+
+    def read(self, name: str, kind: str, start: int, stop: int) -> Tensor | None:
+        """Elements `start` … `stop` of the flattened state, put together from the slices saved; None if none was saved."""
+        found = self._entries.get((name, kind))
+        if found is None:
+            return None
+        out: Tensor | None = None
+        filled = 0
+        for first, last, path, key in sorted(found):
+            low, high = max(first, start), min(last, stop)
+            if low >= high:
+                continue
+            with safe_open(path, framework="pt") as file:
+                part = file.get_slice(key)[low - first : high - first]
+            if out is None:
+                out = torch.empty(stop - start, dtype=part.dtype)
+            out[low - start : high - start] = part
+            filled += high - low
+        if filled != stop - start:
+            raise InputError(f"{self.folder}: {name} ({kind}) is not complete: {filled} of {stop - start} elements")
+        return out
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights, whole, fp32."""
+        out = {}
+        for name, shape in self.shapes.items():
+            flat = self.read(name, "weight", 0, shape.numel())
+            assert flat is not None
+            out[name] = flat.view(shape)
+        return out
+
+    def rng(self, rank: int) -> Tensor | None:
+        """The random state of `rank`, or None if there were fewer ranks."""
+        if rank >= self.ranks:
+            return None
+        with safe_open(self.folder / f"rank-{rank:05d}.safetensors", framework="pt") as file:
+            return file.get_tensor("rng")
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.suffix != ".partial")
+
+
+def find_checkpoint(run: Path, name: str | None = None) -> Path:
+    """The checkpoint folder `name` of a run (`latest`, `best`, or a step's folder); None: the latest."""
+    folder = run / "checkpoints"
+    there = list_checkpoints(folder)
+    if not run.exists():
+        raise InputError(f"{run}: no such run folder")
+    if not there:
+        raise InputError(f"{run}: holds no complete checkpoint")
+    if name == "best":
+        scored = [(m, c) for c in there if (m := _metric(c)) is not None]
+        return min(scored, key=lambda pair: pair[0])[1] if scored else there[-1]
+    if name is None or name == "latest":
+        return there[-1]
+    if folder / name not in there:
+        raise InputError(f"{run}: no checkpoint {name}; there are {', '.join(p.name for p in there)}")
+    return folder / name
+
+
+def _metric(checkpoint: Path) -> float | None:
+    try:
+        return json.loads((checkpoint / "checkpoint.json").read_text())["state"].get("metric")
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _offer(damaged: Path) -> str:
+    """What to do about a damaged checkpoint: the newest other one that is whole."""
+    for other in reversed(list_checkpoints(damaged.parent)):
+        if other.name < damaged.name:
+            run = damaged.parent.parent
+            return f"; the last one before it is {other.name}: zenspeed resume {run} --checkpoint {other.name}"
+    return "; there is no older one"
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256}
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,244 @@
+"""The engine: micro-batches in, updated weights out.
+
+    loss of each micro-batch → backward → sum of gradients over ranks → norm, clip → optimizer on this rank's slices → weights
+
+Precision: weights are what the module holds; where that is not fp32, the slices of `parallel/zero.py` keep fp32 masters.
+Matrix products run in `compute_dtype` by autocast. With fp16 the loss is scaled so that small gradients do not vanish, and
+an update whose gradients are not finite is skipped (Micikevicius et al. 2018, arXiv 1710.03740).
+
+Every loss is a sum divided by the global number of targets, so accumulation, padding and data parallelism are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from zenspeed.optim import OptimizerPlan
+from zenspeed.parallel.zero import Bucket, ZeroModule, ZeroOptions
+
+
+class Update(NamedTuple):
+    """What came of one update."""
+
+    grad_norm: float
+    """Global 2-norm of the gradient before clipping; not finite when the update was skipped."""
+    skipped: bool
+    loss_scale: float
+
+
+class Shard(NamedTuple):
+    """Elements `start` … `stop` of the flattened state `kind` of the parameter `name`, as this rank holds them."""
+
+    name: str
+    kind: str  # "weight", or a name the optimizer gave, such as "exp_avg"
+    shape: torch.Size
+    start: int
+    stop: int
+    tensor: Tensor
+
+
+class Engine:
+    """Trains `module` with `plans` over `mesh`. The module stays an ordinary module, usable between updates."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        plans: Sequence[OptimizerPlan],
+        mesh: DeviceMesh,
+        zero: ZeroOptions,
+        *,
+        compute_dtype: torch.dtype = torch.float32,
+        clip: float | None = None,
+        scaler: LossScaler | None = None,
+    ) -> None:
+        self.module, self.mesh, self.clip = module, mesh, clip
+        self.scaler = scaler or LossScaler()
+        self.compute_dtype = compute_dtype
+        self.device_type = next(module.parameters()).device.type
+        self.zero = ZeroModule(module, [g for plan in plans for g in plan.groups], mesh, zero)
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self._tensors: list[tuple[Bucket, list[Tensor]]] = []  # of each bucket, what the optimizer updates
+        index = 0
+        for plan in plans:
+            groups = []
+            for group, options in zip(plan.groups, plan.options, strict=True):
+                params = [p for b in self.zero.trainable if b.group_index == index for p in self._optimizer_params(b)]
+                groups.append({"params": params, "base_lr": options["lr"], **options})
+                index += 1
+                del group
+            if any(g["params"] for g in groups):
+                self.optimizers.append(plan.build(groups))
+
+    def _optimizer_params(self, bucket: Bucket) -> list[Tensor]:
+        params: list[Tensor] = [nn.Parameter(t) for t in bucket.optimizer_tensors()]
+        self._tensors.append((bucket, params))
+        return params
+
+    # One update -------------------------------------------------------------------------------------------------------
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device_type, self.compute_dtype)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Adds the gradients of `loss`; `last`: of the last micro-batch before an update, when they are summed over ranks."""
+        self.zero.sync = last
+        (loss * self.scaler.scale if self.scaler.scale != 1.0 else loss).backward()
+
+    def update(self) -> Update:
+        """Clips, updates the weights, forgets the gradients. Not finite gradients on any rank: no rank updates."""
+        self.zero.finish_reduce()
+        scale = self.scaler.scale
+        norm = float(self.zero.grad_norm()) / scale
+        finite = norm == norm and norm not in (float("inf"), float("-inf"))
+        if finite:
+            factor = 1.0 / scale
+            if self.clip is not None:
+                factor *= min(1.0, self.clip / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+            if factor != 1.0:
+                self.zero.scale_gradients(factor)
+            self._step_optimizers()
+            self.zero.publish()
+        self.zero.zero_grad()
+        self.scaler.update(overflow=not finite)
+        return Update(norm, skipped=not finite, loss_scale=scale)
+
+    def _step_optimizers(self) -> None:
+        for bucket, params in self._tensors:
+            for param, gradient in zip(params, bucket.optimizer_gradients(), strict=True):
+                param.grad = gradient
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for _, params in self._tensors:
+            for param in params:
+                param.grad = None
+
+    def train_step(
+        self, micro_batches: Sequence[Any], loss_sum: Callable[[nn.Module, Any], Tensor], num_targets: float, lr: float
+    ) -> tuple[float, Update]:
+        """One update from this rank's micro-batches.
+
+        Args:
+            loss_sum: the summed loss of a micro-batch on the module, in nats.
+            num_targets: targets of the whole global batch, over all ranks and micro-batches.
+            lr: factor on every optimizer's base rate.
+
+        Returns:
+            The global batch's mean loss per target, and the update.
+        """
+        total = torch.zeros((), device=next(self.module.parameters()).device)
+        for index, batch in enumerate(micro_batches):
+            with self.autocast():
+                loss = loss_sum(self.module, batch) / num_targets
+            total += loss.detach().float()
+            self.backward(loss, last=index == len(micro_batches) - 1)
+        self.set_lr(lr)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(total)
+        return float(total), self.update()
+
+    def set_lr(self, factor: float) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+
+    # State ------------------------------------------------------------------------------------------------------------
+
+    def shards(self) -> Iterator[Shard]:
+        """Weights (fp32) and optimizer state that this rank is the one to save: every element comes from one rank only."""
+        if self.mesh["replicate"].get_local_rank() != 0:
+            return
+        for bucket, params in self._tensors:
+            if not bucket.cut and bucket.rank != 0:
+                continue
+            for piece, kind, source in self._piece_states(bucket, params):
+                yield Shard(piece.name, kind, piece.shape, piece.start, piece.stop, source)
+
+    def scalars(self) -> dict[str, dict[str, float]]:
+        """Optimizer state that is one number a parameter (Adam's step), by parameter and kind."""
+        out: dict[str, dict[str, float]] = {}
+        for bucket, params in self._tensors:
+            for index, piece in enumerate(bucket.pieces()):
+                state = self._state_of(params[index] if bucket.whole else params[0])
+                out[piece.name] = {k: float(v) for k, v in state.items() if not _is_elementwise(v)}
+        return out
+
+    def load(self, read: Callable[[str, str, int, int], Tensor | None], scalars: dict[str, dict[str, float]]) -> None:
+        """Takes weights and optimizer state from `read(name, kind, start, stop)`, whatever layout they were saved from.
+
+        `read` gives None for a kind that was not saved (no update had been made yet).
+        """
+        for bucket, params in self._tensors:
+            self._make_state(params)
+            for piece, kind, target in self._piece_states(bucket, params):
+                saved = read(piece.name, kind, piece.start, piece.stop)
+                target.copy_(saved.view(target.shape)) if saved is not None else target.zero_()
+            for index, piece in enumerate(bucket.pieces()):
+                state = self._state_of(params[index] if bucket.whole else params[0])
+                for kind, value in scalars.get(piece.name, {}).items():
+                    state[kind] = torch.tensor(value) if isinstance(state.get(kind), Tensor) else value
+        self.zero.publish()
+
+    def _state_of(self, param: Tensor) -> dict[str, Any]:
+        for optimizer in self.optimizers:
+            if param in optimizer.state:
+                return optimizer.state[param]
+        return {}
+
+    def _make_state(self, params: Sequence[Tensor]) -> None:
+        """Lets the optimizer make its state as it will: a step of rate zero and gradient zero, from which weights come back."""
+        for optimizer in self.optimizers:
+            mine = [g for g in optimizer.param_groups if any(p is q for p in params for q in g["params"])]
+            if not mine or all(p in optimizer.state for p in params):
+                continue
+            keep = [(g, g["lr"]) for g in optimizer.param_groups]
+            before = [p.detach().clone() for p in params]
+            for p in params:
+                p.grad = torch.zeros_like(p)
+            for g, _ in keep:
+                g["lr"] = 0.0
+            optimizer.step()
+            for g, lr in keep:
+                g["lr"] = lr
+            for p, old in zip(params, before, strict=True):
+                p.grad = None
+                p.detach().copy_(old)
+
+    def _piece_states(self, bucket: Bucket, params: list[Tensor]) -> Iterator[tuple[Any, str, Tensor]]:
+        """(piece, kind, flat view of the state) of everything in this rank's slice of `bucket`."""
+        for index, piece in enumerate(bucket.pieces()):
+            param = params[index] if bucket.whole else params[0]
+            length = piece.stop - piece.start
+            start = 0 if bucket.whole else piece.offset
+            states = {"weight": param.detach(), **{k: v for k, v in self._state_of(param).items() if _is_elementwise(v)}}
+            for kind, tensor in states.items():
+                yield piece, kind, tensor.reshape(-1)[start : start + length]
+
+
+def _is_elementwise(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+class LossScaler:
+    """A loss scale that never changes; 1 is none."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def update(self, *, overflow: bool) -> None:
+        """Hears whether the last update was skipped for gradients that were not finite."""
+
+    def state_dict(self) -> dict[str, float]:
+        return {"scale": self.scale}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        for key, value in state.items():
+            setattr(self, key, type(getattr(self, key))(value))

@@ -1,0 +1,164 @@
+"""Optimizers and schedules by name.
+
+A plan says which parameters go to which optimizer, with which options; the engine cuts the parameters into slices and
+hands these to `build`. Optimizers are torch's own, fused where torch has a fused kernel; Muon is ours, because torch's
+orthogonalizes one matrix at a time and ours all matrices of one shape in one batched product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zenspeed.parallel.zero import Group, NamedParameter
+from zenspeed.recipe import OptimConfig
+
+
+class OptimizerPlan(NamedTuple):
+    """One optimizer: how to make it from parameter groups, and the parameters of each group with its options."""
+
+    build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    groups: list[Group]
+    options: list[dict[str, Any]]
+
+
+def plan_optimizers(module: nn.Module, config: OptimConfig) -> list[OptimizerPlan]:
+    """The optimizers of a recipe. Only matrices are decayed. With muon, embeddings, head and vectors go to AdamW."""
+    named = [NamedParameter(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    inner = [p for p in named if p.parameter.ndim == 2 and _inside_block(p.name)]
+    if config.name == "muon":
+        inside = {p.name for p in inner}
+        muon = OptimizerPlan(
+            lambda groups: Muon(groups, momentum=config.momentum),
+            [Group(inner, whole=True)],
+            [{"lr": config.lr, "weight_decay": config.weight_decay}],
+        )
+        return [muon, _adamw([p for p in named if p.name not in inside], config, config.adam_lr)]
+    if config.name == "adamw":
+        return [_adamw(named, config, config.lr)]
+    groups, options = _by_decay(named, config.weight_decay, {"lr": config.lr})
+    build = lambda groups: torch.optim.SGD(groups, momentum=config.momentum, fused=True)  # noqa: E731
+    return [OptimizerPlan(build, groups, options)]
+
+
+def _adamw(named: list[NamedParameter], config: OptimConfig, lr: float) -> OptimizerPlan:
+    groups, options = _by_decay(named, config.weight_decay, {"lr": lr})
+    return OptimizerPlan(
+        lambda groups: torch.optim.AdamW(groups, betas=config.betas, eps=config.epsilon, fused=True), groups, options
+    )
+
+
+def _inside_block(name: str) -> bool:
+    return any(part.isdigit() for part in name.split("."))
+
+
+def _by_decay(
+    named: Sequence[NamedParameter], weight_decay: float, options: dict[str, Any]
+) -> tuple[list[Group], list[dict[str, Any]]]:
+    matrices = [p for p in named if p.parameter.ndim >= 2]
+    vectors = [p for p in named if p.parameter.ndim < 2]
+    both = [(matrices, weight_decay), (vectors, 0.0)]
+    kept = [(members, decay) for members, decay in both if members]
+    return [Group(m, whole=False) for m, _ in kept], [{**options, "weight_decay": d} for _, d in kept]
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized by Newton-Schulz iteration (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+
+    For matrices only. The step is `lr · sqrt(max(1, rows / columns)) · NS(nesterov momentum)`, as in `torch.optim.Muon`
+    with `adjust_lr_fn="original"`; matrices of one shape are orthogonalized together.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        ns_steps: int = 5,
+    ) -> None:
+        defaults = {
+            "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "ns_steps": ns_steps
+        }  # fmt: skip
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.ndim != 2:
+                    raise ValueError(f"Muon updates matrices; got a parameter of shape {tuple(p.shape)}, give it to AdamW")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for params in by_shape.values():
+                self._step_shape(params, group)
+        return loss
+
+    def _step_shape(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [p.grad for p in params]
+        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        directions = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
+        updates = orthogonalize(torch.stack(directions), group["ns_steps"])
+        rows, columns = params[0].shape
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        lr = group["lr"] * math.sqrt(max(1.0, rows / columns))
+        torch._foreach_add_(params, [u.to(p.dtype) for u, p in zip(updates.unbind(), params, strict=True)], alpha=-lr)
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Nearest semi-orthogonal matrices, roughly: singular values end in about 0.7 … 1.2. (N, rows, columns) → bf16.
+
+    Quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024, in bf16, on the short side.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.bfloat16()
+    tall = x.size(-2) > x.size(-1)
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def lr_factor(config: OptimConfig, progress: float, step: int, steps: int | None) -> float:
+    """What base rates are multiplied with in update `step` (from 0), `progress` (0 … 1) through the run.
+
+    `steps` is the run's length where it is known; a warm-up given in steps counts updates, one given as a share of the
+    run follows `progress`. The first update of a warm-up has a rate above zero.
+    """
+    warm = 1.0
+    if config.warmup >= 1:
+        warm = min(1.0, (step + 1) / config.warmup)
+        share = config.warmup / steps if steps else 0.0
+    else:
+        share = config.warmup
+        if share > 0:
+            warm = min(1.0, (progress + 1 / steps if steps else progress + 1e-3) / share)
+    if warm < 1.0:
+        return warm
+    left = 1.0 - min(1.0, max(0.0, (progress - share) / max(1e-9, 1.0 - share)))
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "cosine":
+        shape = 0.5 * (1 - math.cos(math.pi * left))
+    elif config.schedule == "wsd":
+        shape = min(1.0, left * (1.0 - share) / config.decay)
+    else:
+        shape = left
+    return config.final_lr + (1.0 - config.final_lr) * shape
