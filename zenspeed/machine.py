@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -77,7 +78,7 @@ def environment() -> dict[str, Any]:
 
 def processor_name() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             for line in file:
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()

@@ -107,7 +107,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_shape(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [p.grad for p in params]
+        gradients = [p.grad for p in params if p.grad is not None]
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers

@@ -127,8 +127,8 @@ class CheckpointConfig(Config):
 
 
 class EvaluateConfig(Config):
-    every: int | None = Field(None, ge=1)
-    """Steps between evaluations on the whole validation split; null: about ten in a run. One is always made at the end."""
+    every: int | None = Field(None, ge=0)
+    """Steps between evaluations on the whole validation split; null: about ten in a run; 0: only the one at the end."""
     batch_size: int | None = Field(None, ge=1)
     """Sequences in one forward; null: as micro_batch_size."""
 

@@ -1,0 +1,3 @@
+from zenspeed.cli import main
+
+main()

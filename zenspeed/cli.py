@@ -1,0 +1,199 @@
+"""The command line. Every verb imports what it needs when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from zenspeed.config import InputError, load
+
+if TYPE_CHECKING:
+    from zenspeed.recipe import Recipe
+
+app = typer.Typer(
+    help="Train a language model and put it to use.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Source = Annotated[
+    str | None, typer.Argument(help="A recipe (.yaml), or a text: file, folder, glob, python-docs.", show_default=False)
+]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Changes any key of the recipe.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)]
+CheckpointName = Annotated[str | None, typer.Option(help="latest, best, or a step's folder; default: latest.")]
+
+
+def main() -> NoReturn:
+    """Runs the command line; what the user can put right is said in a line or two and ends with code 2."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _recipe(source: str | None, sets: list[str] | None) -> Recipe:
+    from zenspeed.recipe import Recipe
+
+    if source is None or not source.endswith((".yaml", ".yml")):
+        return load(Recipe, None, sets or [], base={"data": {"source": source}} if source else {})
+    return load(Recipe, Path(source), sets or [])
+
+
+@app.command()
+def train(source: Source = None, sets: Sets = None) -> None:
+    """Train a model from a text or a recipe."""
+    recipe = _recipe(source, sets)
+    from zenspeed.train import train as run
+
+    _report(run(recipe))
+
+
+@app.command()
+def resume(run: RunFolder, checkpoint: CheckpointName = None, sets: Sets = None) -> None:
+    """Go on with a run from its last checkpoint."""
+    from zenspeed.checkpoint import Checkpoint, find_checkpoint
+    from zenspeed.recipe import Recipe
+    from zenspeed.run import recipe_of
+    from zenspeed.train import train as train_recipe
+
+    folder = find_checkpoint(run, checkpoint)
+    recipe = recipe_of(Checkpoint(folder))
+    recipe = load(Recipe, None, [*(sets or []), f"run.folder={json.dumps(str(run))}"], base=recipe.model_dump(mode="json"))
+    _report(train_recipe(recipe, resume=folder))
+
+
+def _report(result: object) -> None:
+    from zenspeed.train import Result
+
+    assert isinstance(result, Result)
+    if result.interrupted:
+        raise typer.Exit(130)
+    folder = result.folder
+    if os.environ.get("RANK", "0") == "0":
+        print(f"""
+run      {folder}
+  loss curve  {folder / "loss.svg"}
+  samples     {folder / "samples.md"}
+  recipe      {folder / "recipe.yaml"}
+  metrics     {folder / "metrics.jsonl"}
+go on with
+  zenspeed resume {folder} --set train.steps={2 * result.step}
+  zenspeed evaluate {folder}
+  zenspeed generate {folder} --prompt "Return the" """)
+
+
+@app.command()
+def prepare(source: Source = None, sets: Sets = None) -> None:
+    """Train the tokenizer and write the token shards that training reads; training does this by itself when needed."""
+    recipe = _recipe(source, sets)
+    from zenspeed.data.prepare import prepare as run
+
+    prepared = run(recipe, print)
+    print(f"{prepared.folder}: {prepared.train.num_tokens:,} tokens to train on, {prepared.validation.num_tokens:,} held out")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[str | None, typer.Option(help="Text to evaluate on; default: the run's own validation split.")] = None,
+    checkpoint: CheckpointName = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Writes the figures to this file.")] = None,
+) -> None:
+    """Loss, perplexity and bits per byte over the whole held-out text, with 95 % intervals."""
+    from zenspeed.evaluate.run import evaluate_run
+
+    figures = evaluate_run(run, data, checkpoint)
+    width = max(map(len, figures))
+    for name, figure in figures.items():
+        print(f"{name:<{width}}  {figure}")
+    n = next(iter(figures.values())).n
+    print(f"95 % intervals by bootstrap over {n:,} documents (seed 0); bits_per_byte counts the text's UTF-8 bytes")
+    if json_path is not None:
+        from zenspeed.config import write_atomically
+
+        try:
+            write_atomically(json_path, json.dumps({k: v._asdict() for k, v in figures.items()}, indent=1))
+        except OSError as error:
+            raise InputError(f"{json_path}: cannot be written: {error.strerror}") from None
+
+
+@app.command()
+def generate(
+    run: RunFolder,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
+    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest tokens that add up to p.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Text at which to stop; may be given several times.")] = None,
+    checkpoint: CheckpointName = None,
+) -> None:
+    """Continue a prompt, streaming to the terminal."""
+    from zenspeed.generate import generate_text
+    from zenspeed.run import open_run
+
+    opened = open_run(run, checkpoint)
+    pieces = generate_text(
+        opened.model,
+        opened.tokenizer,
+        prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=stop or [],
+    )
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def info() -> None:
+    """What this machine has, and what will and will not work on it, with the reason."""
+    from zenspeed.info import report
+
+    report()
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def launch(
+    context: typer.Context,
+    num_processes: Annotated[int, typer.Option("-n", "--num-processes", min=1, help="Processes on this machine.")] = 1,
+) -> None:
+    """Run a verb in several processes: zenspeed launch -n 2 train recipe.yaml."""
+    from zenspeed.launch.local import launch as start
+
+    verbs = {"train", "resume"}
+    if not context.args or context.args[0] not in verbs:
+        given = context.args[0] if context.args else "nothing"
+        raise InputError(f"launch runs {' or '.join(sorted(verbs))}, got {given}: zenspeed launch -n 2 train recipe.yaml")
+    if context.args[0] == "train":  # a wrong recipe is refused once, before any process starts
+        _check_recipe(context.args[1:])
+    raise typer.Exit(start(num_processes, ["-m", "zenspeed", *context.args]))
+
+
+def _check_recipe(arguments: list[str]) -> None:
+    sets = [arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--set"]
+    sets += [a.removeprefix("--set=") for a in arguments if a.startswith("--set=")]
+    source = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    _recipe(source, sets)
+
+
+if __name__ == "__main__":
+    main()

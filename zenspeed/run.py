@@ -1,0 +1,45 @@
+"""A finished or running run, opened for use: its recipe, tokenizer, and the model as of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from zenspeed.checkpoint import Checkpoint, find_checkpoint
+from zenspeed.config import InputError, validate
+from zenspeed.models.transformer import Transformer
+from zenspeed.recipe import Recipe
+from zenspeed.text.tokenizer import Tokenizer
+
+
+class OpenRun(NamedTuple):
+    recipe: Recipe
+    model: Transformer
+    tokenizer: Tokenizer
+    checkpoint: Checkpoint
+
+
+def open_run(folder: Path, checkpoint: str | None = None) -> OpenRun:
+    """The model of a run in evaluation mode, fp32, on the CPU. `checkpoint`: `latest` (default), `best` or a step's folder.
+
+    Raises:
+        InputError: no run there, no such checkpoint, or a damaged one.
+    """
+    opened = Checkpoint(find_checkpoint(folder, checkpoint))
+    recipe = recipe_of(opened)
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    with torch.device("meta"):
+        model = Transformer(recipe.model, opened.state["vocab_size"])
+    weights = opened.weights()
+    names = set(model.state_dict())
+    if names != set(weights):
+        different = ", ".join(sorted(names ^ set(weights))[:5])
+        raise InputError(f"{opened.folder}: its weights are not those of the model in its recipe: {different} …")
+    model.load_state_dict(weights, assign=True)
+    return OpenRun(recipe, model.eval(), tokenizer, opened)
+
+
+def recipe_of(checkpoint: Checkpoint) -> Recipe:
+    return validate(Recipe, checkpoint.state["recipe"], name=f"{checkpoint.folder / 'checkpoint.json'}")

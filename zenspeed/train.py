@@ -1,0 +1,503 @@
+"""Training: recipe in, run folder out. The loop is `_loop`; everything it needs is made before it, in `_set_up`.
+
+The order of samples is a pure function of the seed, so all that a checkpoint must hold of the loader is how many samples
+have been read. Before each update the ranks agree on its facts (number of targets, progress, what is due) in one small
+collective in which only rank 0's clock counts, so that every rank decides alike.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from zenspeed.checkpoint import Checkpoint, Checkpointer, list_checkpoints
+from zenspeed.config import InputError, dump, validate, write_atomically
+from zenspeed.data.batch import IGNORE, Batch
+from zenspeed.data.loader import Loader
+from zenspeed.data.prepare import Prepared, prepare
+from zenspeed.display import Display
+from zenspeed.engine import Engine
+from zenspeed.evaluate.language import document_losses, language_figures
+from zenspeed.generate import generate_text
+from zenspeed.machine import keep_memory, measure_matmul, pick_precision, process_age_seconds, resident_bytes, usable_cores
+from zenspeed.models.transformer import Transformer
+from zenspeed.optim import lr_factor, plan_optimizers
+from zenspeed.parallel.mesh import World, build_mesh, world
+from zenspeed.parallel.zero import ZeroOptions
+from zenspeed.recipe import Recipe
+from zenspeed.runlog import RunLog, plot_loss
+
+MICRO_BATCH_TOKENS = 8192
+DEFAULT_MINUTES = 2.0
+MAX_SKIPPED = 20  # updates in a row without finite gradients, after which a run is stopped
+
+
+class Result(NamedTuple):
+    """What a run came to. `validation_loss` is of the last evaluation; `interrupted`: stopped by a signal, to be resumed."""
+
+    folder: Path
+    step: int
+    validation_loss: float | None
+    interrupted: bool
+
+
+class Counters:
+    """Where a run stands; all of it goes into the checkpoint."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.samples = 0
+        self.tokens = 0
+        self.elapsed = 0.0  # seconds of earlier processes of this run
+        self.started: float | None = None  # seconds into the run when the first update began
+        self.validation_loss: float | None = None
+        self.validated_step = -1
+
+
+def train(recipe: Recipe, *, resume: Path | None = None, display: Display | None = None) -> Result:
+    """Runs a recipe to its end, or from the checkpoint folder `resume` to its end.
+
+    Raises:
+        InputError: something the user gave cannot be used; nothing of an earlier run is changed.
+    """
+    keep_memory()
+    with world() as here:
+        display = display or Display(enabled=here.rank == 0)
+        torch.set_num_threads(max(1, usable_cores() // _local_ranks(here)))
+        with _Interrupt() as interrupt:
+            run = _set_up(recipe, here, display, resume)
+            try:
+                return _loop(run, interrupt)
+            finally:
+                display.close()
+                run.log.close()
+
+
+class Run(NamedTuple):
+    """What the loop needs."""
+
+    recipe: Recipe
+    folder: Path
+    world: World
+    display: Display
+    prepared: Prepared
+    loader: Loader
+    model: Transformer
+    engine: Engine
+    checkpointer: Checkpointer
+    log: RunLog
+    counters: Counters
+    peak_flops: float  # of all ranks together
+
+
+def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) -> Run:
+    checkpoint = Checkpoint(resume) if resume else None
+    recipe = resolve(recipe, here)
+    folder = recipe.run.folder
+    assert folder is not None
+    if checkpoint is None and list_checkpoints(folder / "checkpoints"):
+        raise InputError(
+            f"{folder}: holds a run already; go on with it: zenspeed resume {folder}, or give another: --set run.folder=…"
+        )
+    prepared = _prepare_once(recipe, here, display)
+    precision = recipe.train.precision
+    compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    torch.manual_seed(recipe.run.seed + here.rank)  # of dropout; weights have their own generator
+    model = Transformer(recipe.model, prepared.tokenizer.vocab_size).to(here.device)
+    model.init_weights(recipe.run.seed)
+    if recipe.train.compile:
+        for block in model.blocks:
+            block.compile(dynamic=False)
+    mesh = build_mesh(here, recipe.parallel.shard_ranks)
+    engine = Engine(
+        model,
+        plan_optimizers(model, recipe.optim),
+        mesh,
+        ZeroOptions(stage=recipe.parallel.zero),
+        compute_dtype=compute_dtype,
+        clip=recipe.train.clip,
+    )
+    counters = Counters()
+    log = RunLog(
+        folder, enabled=here.rank == 0, tensorboard=recipe.log.tensorboard, resumed_step=checkpoint.step if checkpoint else None
+    )
+    if checkpoint:
+        _restore(checkpoint, engine, counters, prepared, here)
+    checkpointer = Checkpointer(folder / "checkpoints", recipe.checkpoint.keep, recipe.checkpoint.keep_best)
+    if here.rank == 0:
+        write_atomically(folder / "recipe.yaml", dump(recipe))
+        prepared.tokenizer.save(folder / "tokenizer")
+    peak = torch.tensor(measure_matmul(compute_dtype, here.device), dtype=torch.float64)
+    dist.all_reduce(peak)
+    loader = Loader(
+        prepared.train,
+        recipe.model.context,
+        recipe.run.seed,
+        recipe.data.attend_across_documents,
+        prepared.tokenizer.end_of_text,
+    )
+    display.say(
+        f"model: {model.num_parameters():,} parameters, {recipe.model.layers} layers × {recipe.model.width}, "
+        f"context {recipe.model.context}, vocabulary {model.vocab_size:,}"
+    )
+    display.say(
+        f"run: {folder} · {here.size} × {torch.get_num_threads()} threads on {here.device.type} · {precision}, "
+        f"peak {float(peak) / 1e9:,.0f} GFLOP/s · {recipe.train.batch_size * recipe.model.context:,} tokens an update"
+    )
+    return Run(recipe, folder, here, display, prepared, loader, model, engine, checkpointer, log, counters, float(peak))
+
+
+def resolve(recipe: Recipe, here: World) -> Recipe:
+    """The recipe with every open choice made: folder, length, micro-batch, precision. Shows the arithmetic where it fails."""
+    data = recipe.model_dump(mode="json")
+    train, run = data["train"], data["run"]
+    if run["name"] is None:
+        stem = Path(recipe.data.source).stem.strip("*") or "run"
+        run["name"] = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}" if run["folder"] is None else Path(run["folder"]).name
+    run["folder"] = run["folder"] or str(Path("runs") / run["name"])
+    if train["steps"] is None and train["minutes"] is None:
+        train["minutes"] = DEFAULT_MINUTES
+    batch, ranks = recipe.train.batch_size, here.size
+    if batch % ranks:
+        raise InputError(
+            f"train.batch_size: {batch} sequences cannot be shared by {ranks} ranks: {batch} / {ranks} = {batch / ranks:.2f}; "
+            f"take {max(1, round(batch / ranks)) * ranks}"
+        )
+    share, micro = batch // ranks, recipe.train.micro_batch_size
+    if micro is None:
+        fits = max(1, MICRO_BATCH_TOKENS // recipe.model.context)
+        micro = max(d for d in range(1, share + 1) if share % d == 0 and d <= fits)
+    if share % micro:
+        raise InputError(
+            f"train.micro_batch_size: batch_size = micro_batch_size × accumulation × ranks has no whole solution: "
+            f"{batch} = {micro} × {batch / (micro * ranks):.2f} × {ranks}; take a micro_batch_size that divides {share}"
+        )
+    train["micro_batch_size"] = micro
+    if train["precision"] == "auto":
+        train["precision"] = _agree(pick_precision(here.device)[0])
+    return validate(Recipe, data)
+
+
+def _agree(precision: str) -> str:
+    """Rank 0's measurement decides for all."""
+    choice = torch.tensor(int(precision == "bf16"))
+    dist.broadcast(choice, src=0)
+    return "bf16" if choice.item() else "fp32"
+
+
+def _local_ranks(here: World) -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", here.size))
+
+
+def _prepare_once(recipe: Recipe, here: World, display: Display) -> Prepared:
+    """Rank 0 prepares, the others then find it done."""
+    if here.rank == 0:
+        prepared = prepare(recipe, display.say)
+    dist.barrier()
+    return prepared if here.rank == 0 else prepare(recipe, None)
+
+
+# The loop -------------------------------------------------------------------------------------------------------------
+
+
+def _loop(run: Run, interrupt: _Interrupt) -> Result:
+    recipe, counters, engine = run.recipe, run.counters, run.engine
+    clock = Clock(recipe, counters)
+    per_rank = recipe.train.batch_size // run.world.size
+    due = Due(recipe, counters, clock)
+    skipped, losses = 0, _Smooth()
+    flops = run.model.flops_per_token(recipe.model.context)
+    tokens_per_update = recipe.train.batch_size * recipe.model.context
+
+    while True:
+        first = counters.samples + run.world.rank * per_rank
+        micro = _micro_batches(run, first, per_rank)
+        facts = _agree_on(micro, clock.progress(), interrupt.asked, due.save(), due.evaluate())
+        if facts.stop or facts.progress >= 1.0 or (recipe.train.steps and counters.step >= recipe.train.steps):
+            break
+        if facts.evaluate:
+            _evaluate(run, clock)
+            due.evaluated()
+        if facts.save:
+            _save(run, clock)
+            due.saved()
+        start = time.perf_counter()
+        lr = lr_factor(recipe.optim, facts.progress, counters.step, recipe.train.steps)
+        loss, update = engine.train_step(micro, _loss_sum, facts.num_targets, lr)
+        seconds = time.perf_counter() - start
+        counters.step += 1
+        counters.samples += recipe.train.batch_size
+        counters.tokens += tokens_per_update
+        skipped = skipped + 1 if update.skipped else 0
+        if skipped > MAX_SKIPPED:
+            raise InputError(
+                f"step {counters.step}: no finite gradient in {skipped} updates in a row (loss {loss}); the weights are as of "
+                f"step {counters.step - skipped}; lower optim.lr (now {recipe.optim.lr}) or set train.precision=fp32"
+            )
+        rate = tokens_per_update / seconds
+        clock.step_took(seconds)
+        record = {
+            "step": counters.step,
+            "loss": loss,
+            "lr": recipe.optim.lr * lr,
+            "grad_norm": update.grad_norm,
+            "tokens": counters.tokens,
+            "tokens_per_second": rate,
+            "mfu": rate * flops / run.peak_flops,
+            "memory_bytes": resident_bytes(),
+            "elapsed_seconds": clock.elapsed(),
+        } | ({"skipped": True} if update.skipped else {})
+        if counters.step % recipe.log.every == 0:
+            run.log.write(record)
+        run.display.progress(
+            record
+            | {
+                "loss": losses.add(loss),
+                "steps": recipe.train.steps,
+                "progress": clock.progress(),
+                "validation_loss": counters.validation_loss,
+                "seconds_left": clock.seconds_left(),
+            }
+        )
+    return _finish(run, clock, interrupted=facts.stop)
+
+
+def _loss_sum(module: nn.Module, batch: Batch) -> Tensor:
+    device = next(module.parameters()).device
+    return module(**{k: v.to(device) for k, v in batch.inputs.items()}, targets=batch.targets.to(device))
+
+
+def _micro_batches(run: Run, first: int, count: int) -> list[Batch]:
+    size = run.recipe.train.micro_batch_size
+    assert size is not None
+    return [run.loader.batch(first + offset, size) for offset in range(0, count, size)]
+
+
+class Facts(NamedTuple):
+    num_targets: float
+    progress: float
+    stop: bool
+    save: bool
+    evaluate: bool
+
+
+def _agree_on(micro: Sequence[Batch], progress: float, stop: bool, save: bool, evaluate: bool) -> Facts:
+    """The same facts on every rank: targets are summed, a signal to any rank stops all, for the rest rank 0's clock counts."""
+    targets = float(sum(int((batch.targets != IGNORE).sum()) for batch in micro))
+    mine = [progress, float(save), float(evaluate)] if dist.get_rank() == 0 else [0.0, 0.0, 0.0]
+    facts = torch.tensor([targets, float(stop), *mine], dtype=torch.float64)
+    dist.all_reduce(facts)
+    num_targets, stops, progress, saves, evaluates = facts.tolist()
+    return Facts(num_targets, progress, stops > 0, saves > 0, evaluates > 0)
+
+
+def _evaluate(run: Run, clock: Clock) -> None:
+    """Validation loss over the whole held-out split, on all ranks."""
+    start = time.perf_counter()
+    recipe, dataset = run.recipe, run.prepared.validation
+    losses, tokens = document_losses(
+        run.model,
+        dataset,
+        recipe.model.context,
+        recipe.evaluate.batch_size or recipe.train.micro_batch_size or 1,
+        run.engine.autocast(),
+        run.world.rank,
+        run.world.size,
+        recipe.data.attend_across_documents,
+    )
+    figures = language_figures(losses, tokens, dataset.document_bytes)
+    clock.evaluation_took(time.perf_counter() - start)
+    run.counters.validation_loss, run.counters.validated_step = figures["loss"].value, run.counters.step
+    record: dict[str, Any] = {"step": run.counters.step, "tokens": run.counters.tokens, "elapsed_seconds": clock.elapsed()}
+    for name, figure in figures.items():
+        record |= {f"validation_{name}": figure.value, f"validation_{name}_interval": [figure.low, figure.high]}
+    run.log.write(record)
+    run.display.say(
+        f"step {run.counters.step}: validation loss {figures['loss']} · perplexity {figures['perplexity'].value:.2f} · "
+        f"{figures['bits_per_byte'].value:.4f} bits per byte · {len(losses)} documents"
+    )
+
+
+def _save(run: Run, clock: Clock, *, wait: bool = False) -> None:
+    counters = run.counters
+    state = {
+        "step": counters.step,
+        "samples": counters.samples,
+        "tokens": counters.tokens,
+        "elapsed": clock.elapsed(),
+        "started": counters.started,
+        "validation_loss": counters.validation_loss,
+        "metric": counters.validation_loss if counters.validated_step == counters.step else None,
+        "scaler": run.engine.scaler.state_dict(),
+        "vocab_size": run.model.vocab_size,
+        "data": run.prepared.train.fingerprint,
+        "recipe": run.recipe.model_dump(mode="json"),
+    }
+    run.checkpointer.save(counters.step, run.engine.shards(), run.engine.scalars(), state, wait=wait)
+
+
+def _restore(checkpoint: Checkpoint, engine: Engine, counters: Counters, prepared: Prepared, here: World) -> None:
+    state = checkpoint.state
+    if state["data"] != prepared.train.fingerprint:
+        raise InputError(
+            f"{checkpoint.folder}: was trained on other data than recipe and files give now (fingerprint {state['data'][:12]}, "
+            f"now {prepared.train.fingerprint[:12]}); restore the data, or start a new run"
+        )
+    engine.load(checkpoint.read, checkpoint.scalars)
+    engine.scaler.load_state_dict(state["scaler"])
+    counters.step, counters.samples, counters.tokens = state["step"], state["samples"], state["tokens"]
+    counters.elapsed, counters.started, counters.validation_loss = state["elapsed"], state["started"], state["validation_loss"]
+    if (rng := checkpoint.rng(here.rank)) is not None:
+        torch.set_rng_state(rng)
+
+
+def _finish(run: Run, clock: Clock, *, interrupted: bool) -> Result:
+    counters, folder = run.counters, run.folder
+    if not interrupted:
+        _evaluate(run, clock)
+    _save(run, clock, wait=True)
+    run.display.close()
+    if run.world.rank == 0:
+        plot_loss(folder)
+        if not interrupted:
+            _write_samples(run)
+    if interrupted:
+        run.display.say(f"stopped at step {counters.step}; a checkpoint is saved, go on with: zenspeed resume {folder}")
+    return Result(folder, counters.step, counters.validation_loss, interrupted)
+
+
+def _write_samples(run: Run) -> None:
+    sample = run.recipe.sample
+    lines = [f"# Samples of {run.folder.name} at step {run.counters.step}", ""]
+    for seed, prompt in enumerate(sample.prompts):
+        with run.engine.autocast():
+            pieces = generate_text(
+                run.model,
+                run.prepared.tokenizer,
+                prompt,
+                max_tokens=sample.max_tokens,
+                temperature=sample.temperature,
+                top_k=sample.top_k,
+                seed=seed,
+            )
+            text = prompt + "".join(pieces)
+        lines += [f"Prompt: `{prompt}`" if prompt else "No prompt.", "", *(f"> {line}" for line in text.splitlines()), ""]
+        run.display.say(f"\nsample{f' for {prompt!r}' if prompt else ''}:\n{text}")
+    write_atomically(run.folder / "samples.md", "\n".join(lines))
+
+
+# Time -----------------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """How far a run is, by steps or by wall time from the start of its process, over all processes of the run."""
+
+    def __init__(self, recipe: Recipe, counters: Counters) -> None:
+        self.recipe, self.counters = recipe, counters
+        self.offset = counters.elapsed + process_age_seconds() - time.perf_counter()
+        if counters.started is None:
+            counters.started = self.elapsed()
+        self.step_seconds = 0.0
+        self.evaluation_seconds = 0.0
+        self._known_evaluation = False
+
+    def elapsed(self) -> float:
+        return time.perf_counter() + self.offset
+
+    def step_took(self, seconds: float) -> None:
+        self.step_seconds = seconds if not self.step_seconds else 0.9 * self.step_seconds + 0.1 * seconds
+
+    def evaluation_took(self, seconds: float) -> None:
+        self.evaluation_seconds = seconds
+
+    def progress(self) -> float:
+        """0 … 1. With a time limit, 1 is when only the last evaluation still fits and no further update does."""
+        train = self.recipe.train
+        if train.steps is not None:
+            return min(1.0, self.counters.step / train.steps)
+        assert train.minutes is not None and self.counters.started is not None
+        end = 60 * train.minutes - 1.1 * self.evaluation_seconds - 0.5 * self.step_seconds
+        return min(1.0, (self.elapsed() - self.counters.started) / max(1e-9, end - self.counters.started))
+
+    def seconds_left(self) -> float:
+        train = self.recipe.train
+        if train.minutes is not None:
+            return max(0.0, 60 * train.minutes - self.elapsed())
+        assert train.steps is not None
+        return (train.steps - self.counters.step) * self.step_seconds
+
+
+class Due:
+    """When the next checkpoint and evaluation are due: every so many steps if the recipe says so, else by time and progress."""
+
+    def __init__(self, recipe: Recipe, counters: Counters, clock: Clock) -> None:
+        self.recipe, self.counters, self.clock = recipe, counters, clock
+        self._saved_step = self._evaluated_step = counters.step
+        self._saved_at = clock.elapsed()
+        self._next_evaluation = clock.progress() + 0.1
+
+    def save(self) -> bool:
+        every = self.recipe.checkpoint.every
+        if self.counters.step == self._saved_step:
+            return False
+        return self.clock.elapsed() - self._saved_at > 60 if every is None else self.counters.step % every == 0
+
+    def saved(self) -> None:
+        self._saved_step, self._saved_at = self.counters.step, self.clock.elapsed()
+
+    def evaluate(self) -> bool:
+        every = self.recipe.evaluate.every
+        if self.counters.step == self._evaluated_step or every == 0:
+            return False
+        return self.clock.progress() >= self._next_evaluation if every is None else self.counters.step % every == 0
+
+    def evaluated(self) -> None:
+        self._evaluated_step = self.counters.step
+        # At most a tenth of the time goes into evaluation.
+        left = self.clock.seconds_left() / max(1e-9, 1.0 - self.clock.progress())
+        self._next_evaluation = self.clock.progress() + max(0.1, 10 * self.clock.evaluation_seconds / max(1e-9, left))
+
+
+class _Smooth:
+    """An exponential mean, unbiased from the first value on."""
+
+    def __init__(self, keep: float = 0.9) -> None:
+        self.keep, self.value, self.weight = keep, 0.0, 0.0
+
+    def add(self, value: float) -> float:
+        self.value = self.keep * self.value + (1 - self.keep) * value
+        self.weight = self.keep * self.weight + (1 - self.keep)
+        return self.value / self.weight
+
+
+class _Interrupt:
+    """Ctrl-C or SIGTERM once: `asked` becomes true and the loop ends in order. Twice: KeyboardInterrupt at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> _Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        else:
+            self._before = {}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
