@@ -1,0 +1,36 @@
+"""Our count of floating-point operations against torch's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from zenspeed.models.presets import ModelConfig
+from zenspeed.models.transformer import Transformer
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"preset": "gpt"}, {"preset": "gpt2"}, {"preset": "llama"}, {"preset": "llama", "kv_heads": 2, "context": 1024}],
+    ids=["gpt", "gpt2", "llama", "llama-gqa-long"],
+)
+def test_flops_per_token_agree_with_the_counter(fields: dict[str, Any]) -> None:
+    model = Transformer(ModelConfig(**({"layers": 2, "width": 128, "heads": 4, "context": 256} | fields)), 1000)
+    context = model.config.context
+    tokens = torch.randint(0, 1000, (2, context))
+    # The counter does not know the CPU's fused attention and would count nothing for it.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(tokens, targets=tokens).backward()
+    assert counter.get_total_flops() / tokens.numel() == pytest.approx(model.flops_per_token(context), rel=0.02)
+
+
+def test_parameters_are_counted_once() -> None:
+    config = ModelConfig(preset="gpt2", layers=1, width=64, heads=4, context=32)
+    tied, untied = Transformer(config, 500), Transformer(config.model_copy(update={"tie_embeddings": False}), 500)
+    assert untied.num_parameters() - tied.num_parameters() == 500 * 64
+    block = 12 * 64 * 64 + (3 + 1 + 4 + 1) * 64 + 4 * 64  # matrices, their biases, two LayerNorms
+    assert tied.num_parameters() == 500 * 64 + 32 * 64 + block + 2 * 64
