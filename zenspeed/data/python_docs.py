@@ -32,14 +32,11 @@ def python_docs() -> Iterator[str]:
     """The documents, modules first, in the order of their paths. About 2.2 M characters in 1.2 s."""
     library = Path(sysconfig.get_path("stdlib"))
     paths = sorted(p.relative_to(library) for p in library.rglob("*.py"))
-    seen: set[str] = set()
-    for path in paths:
-        if _LEFT_OUT.isdisjoint(path.parts) and path != _TOPICS:
-            document = _module_document(library / path, ".".join(path.with_suffix("").parts), seen)
-            if document:
-                yield replace_surrogates(document)
-    if not seen:
+    paths = [p for p in paths if _LEFT_OUT.isdisjoint(p.parts) and p != _TOPICS]
+    modules = _module_documents(library, paths)
+    if not modules:
         raise InputError(f"{library}: this Python has no source of its standard library; give a text file as data.source")
+    yield from modules
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -48,19 +45,26 @@ def python_docs() -> Iterator[str]:
         yield f"{name}\n\n{topics[name].strip()}\n"
 
 
-def _module_document(path: Path, name: str, seen: set[str]) -> str:
-    # The collector finds nothing to free in a syntax tree but walks it again and again: without it this takes half the time.
+def _module_documents(library: Path, paths: list[Path]) -> list[str]:
+    seen: set[str] = set()
+    # The collector finds nothing to free in a syntax tree but walks it again and again, which takes half of the time.
     collecting = gc.isenabled()
     gc.disable()
+    try:
+        found = [_module_document(library / path, ".".join(path.with_suffix("").parts), seen) for path in paths]
+    finally:
+        if collecting:
+            gc.enable()
+    return [replace_surrogates(document) for document in found if document]
+
+
+def _module_document(path: Path, name: str, seen: set[str]) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about escapes in other people's source
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError):  # templates and deliberately broken files
         return ""
-    finally:
-        if collecting:
-            gc.enable()
     parts: list[str] = []
     for qualified, text in _docstrings(tree, name.removesuffix(".__init__")):
         if text not in seen:

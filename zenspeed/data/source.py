@@ -3,14 +3,15 @@
 Documents come lazily and in a stable order (files by path, then as they stand in the file); no file is held in memory whole
 unless it is to be one document. Every document has some text and a UTF-8 form.
 
-Plain text is cut into sections, each a document. With `size = data.section_characters`, a section ends at the first blank line
-after `size` characters; if no blank line comes within as many again, at the last end of a line there, else at the last space or
-full stop, else right there. Blank lines at a cut are dropped. `size` is lowered to a hundredth of a small corpus (but not below 200),
-so that a few documents can be held out of any text. With 0 a file is one document, kept to the letter.
+Plain text is cut into sections, each a document. With `size = data.section_characters`, a section ends at the first blank
+line after `size` characters; if no blank line comes within as many again, at the last end of a line there, else at the last
+space or full stop, else right there. Blank lines at a cut are dropped. `size` is lowered to a hundredth of a small corpus
+(but not below 200), so that some documents can be held out of any text. With 0 a file is one document, kept to the letter.
 """
 
 from __future__ import annotations
 
+import difflib
 import glob
 import json
 import re
@@ -66,7 +67,8 @@ def source_files(source: str) -> list[Path]:
         elif path.exists():
             files = [path]
         elif glob.has_magic(source):
-            files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+            matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+            files = sorted(p for p in map(Path, matches) if p.is_file())
             if not files:
                 raise InputError(f"{source}: no file matches")
         else:
@@ -89,7 +91,9 @@ def _files_in(folder: Path) -> list[Path]:
     if not files:
         others = Counter(p.suffix or p.name for p in inside).most_common(3)
         there = "; there are " + ", ".join(f"{n} {kind}" for kind, n in others) if others else ""
-        raise InputError(f"{folder}: no file of {', '.join(SUFFIXES)} in this folder{there}; name others by a glob, as '{folder}/*.log'")
+        raise InputError(
+            f"{folder}: no file of {', '.join(SUFFIXES)} in this folder{there}; name others by a glob, as '{folder}/*.log'"
+        )
     return files
 
 
@@ -207,7 +211,9 @@ def _text_of_row(line: bytes, column: str, place: str, offset: int) -> str:
     try:
         row: Any = json.loads(line.decode("utf-8-sig" if offset == 0 else "utf-8"))
     except UnicodeDecodeError as error:
-        raise InputError(f"{place}: not UTF-8 at byte {offset + error.start}; convert it: iconv -f ITS_ENCODING -t UTF-8") from None
+        raise InputError(
+            f"{place}: not UTF-8 at byte {offset + error.start}; convert it: iconv -f ITS_ENCODING -t UTF-8"
+        ) from None
     except json.JSONDecodeError as error:
         raise InputError(f"{place}: not JSON at column {error.colno}: {error.msg}; write one JSON object a line") from None
     except RecursionError:
@@ -218,11 +224,11 @@ def _text_of_row(line: bytes, column: str, place: str, offset: int) -> str:
         hint = nearest(column, row, "data.text_column=") or "; set data.text_column to one that is there"
         raise InputError(f"{place}: no column {column!r}{hint} (columns: {', '.join(_nearest_first(column, row))})")
     if not isinstance(row[column], str):
-        raise InputError(f"{place}: column {column!r} is {json.dumps(row[column])[:40]}, not text; take the row out or name another")
+        raise InputError(
+            f"{place}: column {column!r} is {json.dumps(row[column])[:40]}, not text; take the row out or name another"
+        )
     return row[column]
 
 
 def _nearest_first(name: str, names: Iterable[str]) -> list[str]:
-    import difflib
-
     return sorted(names, key=lambda n: (-difflib.SequenceMatcher(None, name, n).ratio(), n))
