@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from zenspeed.config import InputError, load
+from zenspeed.errors import InputError
 
 if TYPE_CHECKING:
     from zenspeed.recipe import Recipe
@@ -44,6 +44,7 @@ def main() -> NoReturn:
 
 
 def _recipe(source: str | None, sets: list[str] | None) -> Recipe:
+    from zenspeed.config import load
     from zenspeed.recipe import Recipe
 
     if source is None or not source.endswith((".yaml", ".yml")):
@@ -64,6 +65,7 @@ def train(source: Source = None, sets: Sets = None) -> None:
 def resume(run: RunFolder, checkpoint: CheckpointName = None, sets: Sets = None) -> None:
     """Go on with a run from its last checkpoint."""
     from zenspeed.checkpoint import Checkpoint, find_checkpoint
+    from zenspeed.config import load
     from zenspeed.recipe import Recipe
     from zenspeed.run import recipe_of
     from zenspeed.train import train as train_recipe

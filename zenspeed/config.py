@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from zenspeed.errors import InputError
+
 C = TypeVar("C", bound="Config")
+__all__ = ["Config", "InputError", "dump", "load", "merge", "nearest", "read_text", "validate", "write_atomically"]
+
 Place = dict[tuple[str, ...], str]  # path of a key -> where the user wrote it
-
-
-class InputError(ValueError):
-    """What the user gave cannot be used. The message names the value, the place and the fix; the command line exits with 2."""
 
 
 class Config(BaseModel):

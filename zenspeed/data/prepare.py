@@ -78,12 +78,28 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
     return prepared
 
 
+def encode_held_out(data: DataConfig, source: str, tokenizer: Tokenizer, folder: Path) -> TokenDataset:
+    """All documents of `source` as shards in `folder`, an existing one: text to evaluate on that is no part of a run's data."""
+    corpus = _Documents(data, source)
+    split = _Split(corpus, np.ones(len(corpus.hashes), bool))
+    report = _write_split(folder, "held-out", split, tokenizer)
+    return TokenDataset.open([folder / name for name in report["shards"]])
+
+
 def _open(folder: Path) -> Prepared:
     report = json.loads(read_text(folder / "prepared.json"))
     train, validation = (
         TokenDataset.open([folder / name for name in report[split]["shards"]]) for split in ("train", "validation")
     )
-    return Prepared(Tokenizer.load(folder / "tokenizer"), train, validation, folder, report)
+    try:
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+    except InputError as error:
+        raise InputError(f"{error}; delete {folder} and run `zenspeed prepare` again") from None
+    if tokenizer.fingerprint != report["tokenizer"]["fingerprint"]:
+        raise InputError(
+            f"{folder / 'tokenizer'}: is not the one the data was made with; delete {folder} and run `zenspeed prepare` again"
+        )
+    return Prepared(tokenizer, train, validation, folder, report)
 
 
 def _is_complete(folder: Path) -> bool:

@@ -79,7 +79,7 @@ class Tokenizer:
         self.end_of_text = end_of_text
         unknown = _token_name(settings.get("unk_token"))
         self.unknown = inner.token_to_id(unknown) if unknown else None
-        self._is_char = inner.pre_tokenizer is None and isinstance(inner.decoder, decoders.Fuse)
+        self._is_char = _is_char(inner) and self.unknown is not None
         self._may_cut = self._is_char or _state(inner.pre_tokenizer) == _state(_split_to_bytes())
 
     @classmethod
@@ -114,11 +114,12 @@ class Tokenizer:
     @classmethod
     def train_char(cls, texts: Iterable[str]) -> Tokenizer:
         """One token for each character in `texts`, in the order of code points, after the end-of-text and the unknown token."""
-        characters = set().union(*texts) - {UNKNOWN}
+        characters: set[str] = set()
+        for text in texts:
+            characters.update(replace_surrogates(text))
         vocabulary = {END_OF_TEXT: 0, UNKNOWN: 1}
-        for character in sorted(characters):
-            if not "\ud800" <= character <= "\udfff":
-                vocabulary[character] = len(vocabulary)
+        for character in sorted(characters - {UNKNOWN}):
+            vocabulary[character] = len(vocabulary)
         inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
         inner.add_special_tokens([END_OF_TEXT])
         inner.decoder = decoders.Fuse()
@@ -210,9 +211,9 @@ class Tokenizer:
     @cached_property
     def _token_bytes(self) -> list[bytes] | None:
         """Bytes by token number, those of special tokens empty; None when tokens are not made of bytes."""
-        if not isinstance(self._inner.decoder, decoders.ByteLevel):
+        if not self._is_char and not isinstance(self._inner.decoder, decoders.ByteLevel):
             return None
-        to_byte = _byte_alphabet()
+        to_byte = {} if self._is_char else _byte_alphabet()
         out = [b""] * self.vocab_size
         special = {i for i, token in self._inner.get_added_tokens_decoder().items() if token.special}
         for name, i in self._inner.get_vocab().items():
@@ -261,6 +262,14 @@ def _split_to_bytes() -> pre_tokenizers.PreTokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+
+
+def _is_char(inner: tokenizers.Tokenizer) -> bool:
+    """Whether each character of a text becomes one token, looked up by itself."""
+    if inner.normalizer or inner.pre_tokenizer or not isinstance(inner.decoder, decoders.Fuse):
+        return False
+    special = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
+    return all(len(name) == 1 for name in inner.get_vocab() if name not in special)
 
 
 def _state(part: Any) -> bytes:
