@@ -194,7 +194,7 @@ def test_flush_gives_up_on_half_a_character(bpe: Tokenizer) -> None:
 
 
 def foreign_tokenizer(folder: Path, settings: dict[str, object] | None) -> Path:
-    """One as others make them: words after a meta space, truncation and padding on, tokens added in front, gaps in the numbers."""
+    """One as others make them: meta spaces, truncation and padding on, a token added in front, gaps in the numbers."""
     words = ["<unk>", "</s>", "<s>", "▁the", "▁model", "▁", "t", "h", "e", "m", "o", "d", "l"]
     vocabulary = {word: n for n, word in enumerate(words)} | {"▁far": 40}
     inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))

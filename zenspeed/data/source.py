@@ -73,7 +73,7 @@ def source_files(source: str) -> list[Path]:
                 raise InputError(f"{source}: no file matches")
         else:
             beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            hint = nearest(path.name, beside) or nearest(source, [PYTHON_DOCS])
+            hint = nearest(path.name, [*beside, PYTHON_DOCS] if path.name == source else beside)
             raise InputError(f"{source}: no such file{hint or '; give a text file, a folder or python-docs'}")
         filled = [p for p in files if p.stat().st_size]
     except OSError as error:
@@ -119,12 +119,12 @@ def sections(blocks: Iterable[str], size: int) -> Iterator[str]:
         text, start = text + block, 0
         while len(text) - start > 2 * size:
             cut = _cut(text, start, size)
-            yield text[start:cut].strip("\r\n")
+            yield _without_blank_edges(text[start:cut])
             start = cut
         text = text[start:]
     while text:
         cut = _cut(text, 0, size)
-        yield text[:cut].strip("\r\n")
+        yield _without_blank_edges(text[:cut])
         text = text[cut:]
 
 
@@ -142,6 +142,14 @@ def _cut(text: str, start: int, size: int) -> int:
     if line < 0:
         line = max(text.rfind(mark, low, high) for mark in " \t。！？")
     return line + 1 if line >= 0 else high
+
+
+def _without_blank_edges(text: str) -> str:
+    """`text` without the blank lines around it and the last end of a line; the indentation of its first line stays."""
+    first = len(text) - len(text.lstrip(" \t\r\n"))
+    after = len(text.rstrip(" \t\r\n"))
+    end = text.find("\n", after)
+    return text[text.rfind("\n", 0, first) + 1 : end if end >= 0 else None].rstrip("\r")
 
 
 def _decoded(path: Path) -> Iterator[str]:
@@ -209,7 +217,7 @@ def _texts(path: Path, file: BinaryIO, column: str) -> Iterator[str]:
 
 def _text_of_row(line: bytes, column: str, place: str, offset: int) -> str:
     try:
-        row: Any = json.loads(line.decode("utf-8-sig" if offset == 0 else "utf-8"))
+        row: Any = json.loads(line.rstrip().decode("utf-8-sig" if offset == 0 else "utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(
             f"{place}: not UTF-8 at byte {offset + error.start}; convert it: iconv -f ITS_ENCODING -t UTF-8"
