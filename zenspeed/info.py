@@ -29,7 +29,7 @@ class Verdict(NamedTuple):
 def report() -> None:
     """Prints the machine as measured, and a table of verdicts."""
     torch.set_num_threads(usable_cores())
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     rates = dtype_rates()
     memory = psutil.virtual_memory()
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -41,7 +41,7 @@ def report() -> None:
         ("disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free"),
         ("accelerators", ", ".join(accelerators()) or "none"),
         ("collectives", ", ".join(backends())),
-        *((f"{name} products", f"{rate / 1e9:,.0f} GFLOP/s, as measured now") for name, rate in rates.items()),
+        *((f"{name} products", f"{rate / 1e9:,.{0 if rate >= 1e10 else 1}f} GFLOP/s, as measured now") for name, rate in rates.items()),
     ):
         table.add_row(f"[bold]{name}", value)
     console.print(table)

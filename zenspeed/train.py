@@ -72,7 +72,8 @@ def train(recipe: Recipe, *, resume: Path | None = None, display: Display | None
     keep_memory()
     with world() as here:
         display = display or Display(enabled=here.rank == 0)
-        torch.set_num_threads(max(1, usable_cores() // _local_ranks(here)))
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, usable_cores() // _local_ranks(here)))
         with _Interrupt() as interrupt:
             run = _set_up(recipe, here, display, resume)
             try:
@@ -121,7 +122,7 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) 
     mesh = build_mesh(here, recipe.parallel.shard_ranks)
     engine = Engine(
         model,
-        plan_optimizers(model, recipe.optim),
+        plan_optimizers(model, recipe.optim, compute_dtype),
         mesh,
         ZeroOptions(stage=recipe.parallel.zero),
         compute_dtype=compute_dtype,

@@ -189,7 +189,7 @@ class Bucket:
             self.work.append(dist.all_reduce(whole, group=self.shard_group, async_op=True))
         elif self.ranks > 1:
             self.work.append(
-                dist.reduce_scatter_tensor(whole[self.start : self.stop], whole, group=self.shard_group, async_op=True)
+                dist.reduce_scatter_single(whole[self.start : self.stop], whole, group=self.shard_group, async_op=True)
             )
 
     def finish_reduce(self) -> None:
@@ -219,7 +219,7 @@ class Bucket:
         if self.master.data_ptr() != self.weight_slice.data_ptr():
             self.weight_slice.copy_(self.master)
         if self.options.stage in (1, 2) and self.ranks > 1:
-            dist.all_gather_into_tensor(self.weights, self.weight_slice, group=self.shard_group)
+            dist.all_gather_single(self.weights, self.weight_slice, group=self.shard_group)
         if self.options.stage == 3 and not self.released:
             self.gather(again=True)
 
@@ -232,7 +232,7 @@ class Bucket:
         # Autograd may hold views of this memory from forward: the values come back as they were, so no new version.
         with torch.autograd._unsafe_preserve_version_counter(self.weights):
             if self.ranks > 1:
-                dist.all_gather_into_tensor(self.weights, self.weight_slice, group=self.shard_group)
+                dist.all_gather_single(self.weights, self.weight_slice, group=self.shard_group)
             else:
                 self.weights.copy_(self.weight_slice)
         if self.released:
