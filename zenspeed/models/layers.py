@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zenspeed.models.presets import ModelConfig
+from zenspeed.ops.activation import activate
 from zenspeed.ops.attention import Mask, attention
 from zenspeed.ops.norm import layernorm, rmsnorm
-from zenspeed.ops.position import apply_rotary
+from zenspeed.ops.position import Rotary, split_heads
 
 
 class Linear(nn.Linear):
@@ -79,8 +80,7 @@ class Shared(NamedTuple):
     """What all blocks of one forward have in common."""
 
     mask: Mask
-    rotary: tuple[Tensor, Tensor] | None
-    """Cosines and signed sines."""
+    rotary: Rotary | None
     cache: KeyValueCache | None
 
 
@@ -92,19 +92,12 @@ class Attention(nn.Module):
         self.layer = layer
         self.heads, self.kv_heads, self.head_width = config.heads, config.num_kv_heads, config.head_width
         self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=config.bias)
-        self.query_norm = Norm(config, self.head_width) if config.qk_norm else None
-        self.key_norm = Norm(config, self.head_width) if config.qk_norm else None
+        self.norm_epsilon = config.norm_epsilon if config.qk_norm else None
         self.out = Linear(config.width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         B, T, C = x.shape
-        # One copy to (B, H + 2G, T, D): all that follows reads whole rows.
-        qkv = self.qkv(x).view(B, T, -1, self.head_width).transpose(1, 2)
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
-        if shared.rotary is not None:
-            q, k = apply_rotary(q, *shared.rotary), apply_rotary(k, *shared.rotary)
+        q, k, v = split_heads(self.qkv(x), self.heads, self.kv_heads, shared.rotary, self.norm_epsilon)
         if shared.cache is not None:
             k, v = shared.cache.append(self.layer, k, v)
         y = attention(q, k, v, shared.mask)  # (B, H, T, D)
@@ -122,18 +115,7 @@ class FeedForward(nn.Module):
         self.down = Linear(config.inner_width, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(_activate(self.up(x), self.activation))
-
-
-def _activate(x: Tensor, name: str) -> Tensor:
-    if name == "swiglu":
-        gate, value = x.chunk(2, dim=-1)
-        return F.silu(gate) * value
-    if name == "relu_squared":
-        return F.relu(x).square()
-    if name == "relu":
-        return F.relu(x)
-    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
+        return self.down(activate(self.up(x), self.activation))
 
 
 class Block(nn.Module):

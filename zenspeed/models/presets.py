@@ -61,7 +61,7 @@ class ModelConfig(Config):
     bias: bool = False
     """Biases in linear layers and LayerNorms."""
     qk_norm: bool = True
-    """Normalizes queries and keys per head: steadier training at high learning rates."""
+    """Normalizes queries and keys per head, without weights: steadier training at high learning rates."""
     tie_embeddings: bool = False
     """The output head shares the token embedding's weights."""
     dropout: float = Field(0.0, ge=0, lt=1)

@@ -13,11 +13,12 @@ Letters: B sequences, T new tokens, S tokens that can be seen (S = T without a c
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 PLAIN_TOKENS = 512
 
@@ -56,10 +57,52 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    (B, H, T, D), (_, G, S, _) = q.shape, k.shape
-    # The H/G heads that share a key head are more rows of one product: nothing is repeated.
-    scores = torch.matmul((q * D**-0.5).reshape(B, G, -1, D), k.transpose(-1, -2)).view(B, H, T, S)
-    if bias is not None:
-        scores = scores.add_(bias)
-    weights = scores.softmax(dim=-1).view(B, G, -1, S)
-    return torch.matmul(weights, v).view(B, H, T, D)
+    """Differentiated by torch where something compiles or records it, else by `_Plain`, which works in place."""
+    if torch.compiler.is_compiling():
+        weights = _scores(q * q.shape[-1] ** -0.5, k)
+        return _apply((weights if bias is None else weights + bias).softmax(dim=-1), v)
+    return _Plain.apply(q, k, v, bias)
+
+
+# The H/G query heads that share a key head are more rows of one product: no key or value is repeated.
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """q (B, H, T, D) times kᵀ, k (B, G, S, D): (B, H, T, S). Also ∂weights, from ∂out and v."""
+    (B, H, T, D), G = q.shape, k.shape[1]
+    return torch.matmul(q.reshape(B, G, -1, D), k.transpose(-1, -2)).view(B, H, T, -1)
+
+
+def _apply(weights: Tensor, v: Tensor) -> Tensor:
+    """weights (B, H, T, S) times v (B, G, S, D): (B, H, T, D). Also ∂q, from ∂scores and k."""
+    (B, H, T, S), G = weights.shape, v.shape[1]
+    return torch.matmul(weights.view(B, G, -1, S), v).view(B, H, T, -1)
+
+
+def _collect(weights: Tensor, x: Tensor, G: int) -> Tensor:
+    """weightsᵀ (B, H, S, T) times x (B, H, T, D), summed over the heads of a group: (B, G, S, D). ∂v, and ∂k from ∂scores."""
+    (B, _, _, S), D = weights.shape, x.shape[-1]
+    return torch.matmul(weights.view(B, G, -1, S).transpose(-1, -2), x.reshape(B, G, -1, D))
+
+
+class _Plain(torch.autograd.Function):
+    """Keeps one tensor of the size of the scores, the weights; scale and bias are one pass over them."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        scale = q.shape[-1] ** -0.5
+        scores = _scores(q, k)
+        scores = scores.mul_(scale) if bias is None else torch.add(bias, scores, alpha=scale, out=scores)
+        weights = scores.softmax(dim=-1)
+        ctx.save_for_backward(q, k, v, weights)
+        return _apply(weights, v)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, weights = ctx.saved_tensors
+        grad, scale, G = grad.contiguous(), q.shape[-1] ** -0.5, k.shape[1]
+        grad_v = _collect(weights, grad, G)
+        grad_scores = torch._softmax_backward_data(_scores(grad, v), weights, -1, weights.dtype)
+        grad_q = _apply(grad_scores, k).mul_(scale)
+        return grad_q, _collect(grad_scores, q, G).mul_(scale), grad_v, None

@@ -1,12 +1,22 @@
-"""Positions of tokens, and rotary position embedding (Su et al. 2104.09864).
+"""Positions of tokens, rotary position embedding (Su et al. 2104.09864), and the way from a fused projection to heads.
 
-Letters: B sequences, T tokens, H heads, D head width. The pairs that rotate are (i, i + D/2), as in Llama's weights.
+Letters: B sequences, T tokens, H query heads, G key and value heads, D head width. The pairs that rotate are (i, i + D/2), as
+in Llama's weights.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from zenspeed.ops.norm import inverse_rms
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and signed sines, of `rotary_tables`."""
 
 
 def positions_in_documents(documents: Tensor) -> Tensor:
@@ -20,7 +30,7 @@ def positions_in_documents(documents: Tensor) -> Tensor:
     return index - starts.cummax(dim=1).values
 
 
-def rotary_tables(positions: Tensor, head_width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_tables(positions: Tensor, head_width: int, base: float, dtype: torch.dtype) -> Rotary:
     """Cosines and signed sines of the angles position / base^(2i/D), in `dtype`, ready to broadcast over (B, H, T, D).
 
     `positions` (T,) gives tables (T, D); (B, T) gives (B, 1, T, D). The sine's first half is negated, so that
@@ -38,3 +48,82 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates the pairs of `x` (B, H, T, D) by the angles of `rotary_tables`."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((second, first), dim=-1) * sin
+
+
+def split_heads(
+    qkv: Tensor, heads: int, kv_heads: int, rotary: Rotary | None = None, norm_epsilon: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q (B, H, T, D), k and v (B, G, T, D) out of qkv (B, T, (H + 2G)·D), each row of a head contiguous.
+
+    With `norm_epsilon`, q and k are divided by their root mean square over D (Dehghani et al. 2302.05442, without weights);
+    with `rotary` they are rotated.
+    """
+    if qkv.device.type == "cpu" and not torch.compiler.is_compiling():
+        q, k, v = _SplitHeads.apply(qkv, heads, kv_heads, rotary, norm_epsilon)
+        return q, k, v
+    q, k, v = _to_heads(qkv, heads + 2 * kv_heads).split((heads, kv_heads, kv_heads), dim=1)
+    if norm_epsilon is not None:
+        q, k = (F.rms_norm(x, (x.shape[-1],), None, norm_epsilon) for x in (q, k))
+    if rotary is not None:
+        q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
+    return q, k, v
+
+
+def _to_heads(qkv: Tensor, num: int) -> Tensor:
+    return qkv.unflatten(-1, (num, -1)).transpose(1, 2)  # (B, H + 2G, T, D)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """`apply_rotary` into `out`, without the copy that swaps the halves."""
+    (x1, x2), (out1, out2), (cos1, cos2), (sin1, sin2) = (t.chunk(2, dim=-1) for t in (x, out, cos, sin))
+    torch.mul(x1, cos1, out=out1).addcmul_(x2, sin1)
+    torch.mul(x2, cos2, out=out2).addcmul_(x1, sin2)
+
+
+class _SplitHeads(torch.autograd.Function):
+    """q and k are worked on together, in one buffer each way, so that autograd adds no slices, zeros and sums of its own.
+
+    Rotation keeps lengths and angles. So the norm may come after it, and its backward needs only what is kept anyway:
+    with y = x r the gradient of x is r (g − y mean(g·y)).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, heads: int, kv_heads: int, rotary: Rotary | None, norm_epsilon: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        buffer = _to_heads(qkv, heads + 2 * kv_heads).contiguous()
+        qk, v = buffer.split((heads + kv_heads, kv_heads), dim=1)
+        if rotary is not None:
+            rotated = torch.empty(qk.shape, dtype=qk.dtype)
+            _rotate(qk, *rotary, out=rotated)
+            qk = rotated
+        r = None
+        if norm_epsilon is not None:
+            r = inverse_rms(qk, norm_epsilon).to(qk.dtype)
+            qk.mul_(r)
+        ctx.save_for_backward(*(() if r is None else (qk, r)), *(rotary or ()))
+        ctx.sizes, ctx.has_norm, ctx.has_rotary = (heads, kv_heads), r is not None, rotary is not None
+        q, k = qk.split((heads, kv_heads), dim=1)
+        return q, k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
+        heads, kv_heads = ctx.sizes
+        saved = list(ctx.saved_tensors)
+        B, _, T, D = grad_q.shape
+        grad = torch.cat((grad_q, grad_k), dim=1)  # (B, H + G, T, D)
+        if ctx.has_norm:
+            y, r = saved.pop(0), saved.pop(0)
+            mean = (grad * y).sum(-1, keepdim=True, dtype=torch.promote_types(y.dtype, torch.float32)) / D
+            grad.addcmul_(y, mean.to(y.dtype), value=-1).mul_(r)
+        out = torch.empty((B, T, heads + 2 * kv_heads, D), dtype=grad.dtype)
+        by_head = out.transpose(1, 2)
+        if ctx.has_rotary:
+            cos, sin = saved
+            rotated = torch.empty_like(grad)
+            _rotate(grad, cos, -sin, out=rotated)
+            grad = rotated
+        by_head[:, : heads + kv_heads] = grad
+        by_head[:, heads + kv_heads :] = grad_v
+        return out.flatten(2), None, None, None, None
