@@ -215,6 +215,10 @@ class Checkpoint:
             raise InputError(f"{self.folder}: {name} ({kind}) is not complete: {filled} of {stop - start} elements")
         return out
 
+    def keys(self) -> set[tuple[str, str]]:
+        """(parameter, kind) of all that is stored elementwise."""
+        return set(self._entries)
+
     def weights(self) -> dict[str, Tensor]:
         """All weights, whole, fp32."""
         out = {}

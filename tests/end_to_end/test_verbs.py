@@ -1,0 +1,78 @@
+"""Every verb, as in the README."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import Cli
+from zenspeed.config import load
+from zenspeed.recipe import Recipe
+from zenspeed.runlog import read_metrics
+
+
+@pytest.fixture
+def run(cli: Cli, corpus: Path, tiny: list[str], tmp_path: Path) -> Path:
+    cli("train", corpus, *tiny, "--set", "train.steps=30", "--set", "run.folder=out", "--set", "log.tensorboard=true")
+    return tmp_path / "out"
+
+
+def test_train_evaluate_generate(run: Path, cli: Cli, corpus: Path, tmp_path: Path) -> None:
+    for name in ("recipe.yaml", "metrics.jsonl", "environment.json", "loss.svg", "samples.md", "tokenizer/tokenizer.json"):
+        assert (run / name).stat().st_size > 0, name
+    assert list((run / "tensorboard").glob("events*"))
+    records = read_metrics(run)
+    train = [r["loss"] for r in records if "loss" in r]
+    assert train[-1] < train[0] - 0.5
+    assert load(Recipe, run / "recipe.yaml").train.steps == 30
+
+    cli("evaluate", run, "--json", "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    last = records[-1]
+    assert figures["loss"]["value"] == pytest.approx(last["validation_loss"], rel=1e-6)
+    assert figures["loss"]["low"] < figures["loss"]["value"] < figures["loss"]["high"]
+    assert figures["perplexity"]["value"] == pytest.approx(math.exp(figures["loss"]["value"]))
+
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text("A text of its own.\n\nAnd a second one, with 中文 in it.", encoding="utf-8")
+    assert "bits_per_byte" in cli("evaluate", run, "--data", held_out).stdout
+
+    same = [cli("generate", run, "--prompt", "The ", "--max-tokens", "12", "--seed", "1").stdout for _ in range(2)]
+    assert same[0] == same[1] and same[0].startswith("The ")
+    assert cli("generate", run, "--prompt", "The ", "--max-tokens", "12", "--seed", "2").stdout != same[0]
+
+
+def test_two_processes_read_the_same_and_learn_the_same(
+    run: Path, cli: Cli, corpus: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    for name, more in (("two", []), ("cut", ["--set", "train.micro_batch_size=1"])):
+        cli("launch", "-n", "2", "train", corpus, *tiny, "--set", "train.steps=30", "--set", f"run.folder={name}", *more)
+        ours, reference = ([r["loss"] for r in read_metrics(f) if "loss" in r] for f in (tmp_path / name, run))
+        assert len(ours) == len(reference) == 30
+        assert all(abs(a - b) < 1e-5 * b for a, b in zip(ours, reference, strict=True))
+        ours_last, reference_last = read_metrics(tmp_path / name)[-1], read_metrics(run)[-1]
+        assert ours_last["validation_loss"] == pytest.approx(reference_last["validation_loss"], rel=1e-5)
+
+
+def test_a_text_file_is_enough(cli: Cli, tmp_path: Path, cache: Path, corpus: Path) -> None:
+    """Nothing but a file and a time limit; it is kept, and not exceeded by much."""
+    (tmp_path / "corpus.txt").write_text(corpus.read_text(encoding="utf-8"), encoding="utf-8")
+    done = cli("train", "corpus.txt", "--set", "train.minutes=0.2", "--set", f"data.cache={cache}", "--set", "tokenizer.vocab_size=512",
+               "--set", "model.layers=1", "--set", "model.width=64")  # fmt: skip
+    folder = next((tmp_path / "runs").iterdir())
+    assert f"zenspeed resume {folder.relative_to(tmp_path)}" in done.stdout
+    assert read_metrics(folder)[-1]["validation_loss"] < 7
+
+
+def test_prepare_and_info(cli: Cli, corpus: Path, tiny: list[str]) -> None:
+    assert "tokens to train on" in cli("prepare", corpus, *tiny).stdout
+    info = cli("info").stdout
+    assert "GFLOP/s" in info and "gloo" in info and "GPU training" in info
+
+
+def test_help_lists_the_verbs(cli: Cli) -> None:
+    text = cli("--help").stdout
+    assert all(verb in text for verb in ("train", "resume", "evaluate", "generate", "prepare", "info", "launch"))
