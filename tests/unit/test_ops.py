@@ -152,8 +152,7 @@ def test_split_heads(epsilon: float | None, rotary: str | None) -> None:
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_linear_cross_entropy(softcap: float | None, with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 1)
-    monkeypatch.setattr(loss_module, "MIN_CHUNK_TOKENS", 7)  # several chunks, the last one shorter
+    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 7)  # several chunks, the last one shorter
     targets = torch.randint(0, 11, (25,), generator=torch.Generator().manual_seed(4))
     targets[[0, 6, 24]] = IGNORE
     inputs = [normal(25, 6), normal(11, 6, seed=1), *([normal(11, seed=2)] if with_bias else [])]
@@ -187,6 +186,16 @@ def test_loss_is_finite_where_bf16_probabilities_underflow() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         loss = linear_cross_entropy(hidden.requires_grad_(), weight, targets)
     assert loss.item() == pytest.approx(400)
+
+
+def test_bf16_gradient_of_a_confident_prediction_is_not_rounded_away() -> None:
+    weight = torch.tensor([[7.5], [0.0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(torch.ones(1, 1), weight.requires_grad_(), torch.tensor([0]))
+    loss.backward()
+    assert weight.grad is not None
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-7.5)), rel=0.01)
+    assert weight.grad[0].item() == pytest.approx(-1 / (1 + math.exp(7.5)), rel=0.01)
 
 
 def test_loss_under_autocast_holds_no_fp32_of_tokens_times_vocabulary() -> None:

@@ -18,10 +18,8 @@ from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 """Target of a token that has no loss."""
-CHUNK_ELEMENTS = 1 << 22
-"""Logits in one chunk. 4 M: large enough for matrix products at full speed, small enough for the last-level cache."""
-MIN_CHUNK_TOKENS = 1024
-"""Fewer tokens make the product that gives the weight's gradient too thin."""
+CHUNK_TOKENS = 1024
+"""As measured at vocabularies of 4,096 and 50,257: 256 to 2,048 are within 4 %, and 1,024 is the best of both."""
 
 
 def linear_cross_entropy(
@@ -50,7 +48,7 @@ def token_losses(
     """Loss of each token, (N,) fp32 in nats, 0 where the target is `IGNORE`; no gradient. Arguments as above."""
     dtype = _product_dtype(hidden)
     weight, losses = weight.to(dtype), []
-    for h, t in _chunks(hidden.to(dtype), targets, weight.shape[0]):
+    for h, t in _chunks(hidden.to(dtype), targets):
         logits = _logits(h, weight, bias, softcap).float()
         losses.append(F.cross_entropy(logits, t, ignore_index=IGNORE, reduction="none"))
     return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
@@ -75,7 +73,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=accumulate, device=hidden.device)
         done = 0
         with torch.autocast(hidden.device.type, enabled=False):
-            for h, t in _chunks(h_all, targets, weight.shape[0]):
+            for h, t in _chunks(h_all, targets):
                 logits = _logits(h, w, bias, softcap)  # (n, V)
                 grad, losses = _softmax_gradient(logits, t)
                 total += losses.sum()
@@ -102,16 +100,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _softmax_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """d loss / d logits (n, V) in the type of the logits, and the losses (n,) in fp32."""
-    index = targets[:, None]
-    at_target = logits.gather(1, index)  # (n, 1)
-    top, at_top = logits.max(dim=1, keepdim=True)
+    """d loss / d logits (n, V) in the type of the logits, and the losses (n,) in fp32 or the type of the logits if wider.
+
+    The target's gradient is p − 1. In bf16 that would be 0 for every p above 0.998, so it is minus the sum of the other
+    probabilities, which is as exact as they are, however confident the model; and so is the loss.
+    """
+    wide, index = torch.promote_types(logits.dtype, torch.float32), targets[:, None]
     probabilities = logits.softmax(dim=1)
-    # log Σ exp = logit − log p, read at the likeliest token, whose p is at least 1/V and so never underflows.
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    losses = top.to(wide) - probabilities.gather(1, at_top).to(wide).log() - at_target.to(wide)
-    probabilities.scatter_add_(1, index, torch.full_like(at_target, -1))
-    return probabilities, losses.squeeze(1)
+    p = probabilities.gather(1, index)  # (n, 1)
+    others = probabilities.scatter_(1, index, 0).sum(dim=1, keepdim=True)
+    probabilities.scatter_(1, index, -others)
+    losses = torch.where(others < 0.5, -torch.log1p(-others.to(wide)), -p.to(wide).log()).squeeze(1)
+    lost = p.squeeze(1) < 1e-30  # about to underflow: a loss above 69 nats
+    if lost.any():
+        losses[lost] = torch.logsumexp(logits[lost].to(wide), dim=1) - logits[lost].gather(1, index[lost]).squeeze(1).to(wide)
+    return probabilities, losses
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
@@ -119,9 +122,8 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float 
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-def _chunks(hidden: Tensor, targets: Tensor, vocab_size: int) -> list[tuple[Tensor, Tensor]]:
-    size = max(MIN_CHUNK_TOKENS, CHUNK_ELEMENTS // vocab_size)
-    return list(zip(hidden.split(size), targets.split(size), strict=True)) if len(targets) else []
+def _chunks(hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)) if len(targets) else []
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
