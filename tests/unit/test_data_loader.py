@@ -125,6 +125,7 @@ def test_documents_count_from_the_beginning_of_the_sequence() -> None:
     batch = batch_of_windows(windows, EOT, attend_across_documents=False)
     assert batch.inputs["documents"].tolist() == [[0, 0, 1, 1, 1, 2], [1, 1, 1, 1, 1, 1]]
     assert "documents" not in batch_of_windows(windows, EOT, attend_across_documents=True).inputs
+    assert batch_of_windows(np.array([[5, EOT, 7, 8]]), EOT, False).inputs["documents"].tolist() == [[0, 1, 1]]
     # Only the last target is of another document, or the first token begins one: nothing to keep apart.
     assert "documents" not in batch_of_windows(windows[1:], EOT, attend_across_documents=False).inputs
 

@@ -174,6 +174,15 @@ def test_wrong_encoding_names_the_byte(before: int, tmp_path: Path) -> None:
     assert f"a.txt: not UTF-8 at byte {len(start)}: the last character is cut off" in fails(path)
 
 
+def test_wrong_byte_is_named_wherever_blocks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "_BLOCK_BYTES", 5)
+    path = tmp_path / "a.txt"
+    for before in ("中文" * 2, "a中文", "🎉a🎉", "éa中"):
+        start = before.encode()
+        path.write_bytes(start + b"\xff" + "文".encode())
+        assert f"not UTF-8 at byte {len(start)};" in fails(path)
+
+
 def test_characters_across_blocks_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "_BLOCK_BYTES", 5)
     text = "a中文🎉é" * 20

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -134,9 +135,36 @@ def test_chinese_words_become_tokens(bpe: Tokenizer) -> None:
     assert all("\u4e00" <= c <= "\u9fff" or c == "\ufffd" for t in han for c in t)
 
 
+def test_text_without_any_mark_is_learned_in_time() -> None:
+    """Words are never cut in Chinese or Thai without marks: the library alone would need minutes for this one."""
+    rng = random.Random(3)
+    text = "".join(rng.choices(["机器", "学习", "模型", "数据", "的", *map(chr, range(0x4E00, 0x5200))], k=100_000))
+    began = time.process_time()
+    tokenizer = Tokenizer.train_bpe([text], 2000)
+    assert time.process_time() - began < 10
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_long_text_is_encoded_in_pieces_without_a_trace(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(2)
-    parts = ["\n", "\n\n", " \n", "word", "中文", "  ", "1", ".", "...\n", "\r\n", "'s", "\u3000", "é"]
+    parts = [
+        "\n",
+        "\n\n",
+        " \n",
+        "word",
+        "中文",
+        "  ",
+        "1",
+        ".",
+        "...\n",
+        "\r\n",
+        "'s",
+        "\u3000",
+        "é",
+        " the",
+        "model",
+        "机器学习",
+    ]
     texts = ["".join(rng.choices(parts, k=400)) for _ in range(50)]
     monkeypatch.setattr(module, "_PIECE_CHARACTERS", 10**9)
     whole = [bpe.encode(text) for text in texts]

@@ -32,9 +32,10 @@ END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 # Where BPE may not merge across. GPT-4's split (tiktoken's cl100k_base) with two changes: a run of Han characters stands
-# alone, so that Chinese merges are learned from Chinese only, not from each pair of a character and its neighbouring
-# punctuation mark, space or Latin word; and combining marks belong to letters, so that Hindi or Thai words stay whole.
-# Merges inside a Han run are what finds its words, since nothing else marks where they end.
+# alone, so that Chinese merges are learned from Chinese only, not once for each comma, space or Latin word beside it; and
+# combining marks belong to letters, so that Hindi and Thai words stay whole. Nothing marks where a word ends inside a Han run;
+# merges find that. On held-out Chinese reviews with 4,096 tokens: 1.38 characters a token, with GPT-4's own 1.42; but 10 %
+# fewer tokens that hold a part of a character.
 SPLIT = (
     r"'(?i:[sdmt]|ll|ve|re)"
     r"|\p{Han}+"
@@ -52,6 +53,11 @@ _PIECE_CHARACTERS = 2000  # the library takes 2.2 times as long for pieces of 64
 
 # Longest token in bytes. Keeps a phrase that a small corpus repeats (a licence line, "========") from becoming one token.
 _MAX_TOKEN_BYTES = 24
+
+# The trainer looks through a whole word for each merge in it: one word of 300 k characters (Chinese or Thai without any mark,
+# base64) takes it minutes, cut like this 1.5 s. Words are cut only while training; on Chinese reviews the tokens learned hold
+# 3.975 bytes, uncut 3.976.
+_TRAINING_WORD_CHARACTERS = 32
 
 _COMMON_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
@@ -92,7 +98,7 @@ class Tokenizer:
             InputError: the texts do not hold that many merges.
         """
         inner = tokenizers.Tokenizer(models.BPE())
-        inner.pre_tokenizer = _split_to_bytes()
+        inner.pre_tokenizer = _split_to_bytes(f"[\\s\\S]{{1,{_TRAINING_WORD_CHARACTERS}}}")
         inner.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -103,6 +109,7 @@ class Tokenizer:
             max_token_length=_MAX_TOKEN_BYTES,
         )
         inner.train_from_iterator((piece for text in texts for piece in _pieces(replace_surrogates(text))), trainer)
+        inner.pre_tokenizer = _split_to_bytes()
         possible = inner.get_vocab_size()
         if possible < vocab_size:
             raise InputError(
@@ -255,13 +262,10 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:] if start else text
 
 
-def _split_to_bytes() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+def _split_to_bytes(*more: str) -> pre_tokenizers.PreTokenizer:
+    """Splits by SPLIT, then by each pattern in `more`, and writes what is left as bytes."""
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in (SPLIT, *more)]
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def _is_char(inner: tokenizers.Tokenizer) -> bool:
