@@ -15,7 +15,7 @@ from zenspeed.models.transformer import Transformer
 
 @pytest.mark.parametrize(
     "fields",
-    [{"preset": "gpt"}, {"preset": "gpt2"}, {"preset": "llama"}, {"preset": "llama", "kv_heads": 2, "context": 1024}],
+    [{"preset": "gpt"}, {"preset": "gpt2"}, {"preset": "llama"}, {"preset": "llama", "kv_heads": 2, "context": 2048}],
     ids=["gpt", "gpt2", "llama", "llama-gqa-long"],
 )
 def test_flops_per_token_agree_with_the_counter(fields: dict[str, Any]) -> None:
