@@ -44,12 +44,6 @@ class Checkpointer:
     def __init__(self, folder: Path, keep: int = 2, keep_best: bool = True, wait_seconds: float = 300.0) -> None:
         self.folder, self.keep, self.keep_best, self.wait_seconds = folder, keep, keep_best, wait_seconds
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        # A name of this attempt that all ranks know, so that leftovers of a killed one are never mistaken for ours.
-        attempt = torch.frombuffer(bytearray(os.urandom(4)), dtype=torch.int32).abs().long()
-        dist.broadcast(attempt, src=0)
-        self.attempt = f"{int(attempt):08x}"
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
         if self.rank == 0:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -57,6 +51,13 @@ class Checkpointer:
                 raise InputError(f"{folder}: cannot be written: {error.strerror}; give another --set run.folder=…") from None
             for left in folder.glob("*.partial"):
                 shutil.rmtree(left, ignore_errors=True)
+        # A name of this attempt that all ranks know, so that leftovers of a killed one are never mistaken for ours. They get it
+        # when rank 0 has cleaned up, so that nothing of theirs is taken away.
+        attempt = torch.frombuffer(bytearray(os.urandom(4)), dtype=torch.int32).abs().long()
+        dist.broadcast(attempt, src=0)
+        self.attempt = f"{int(attempt):08x}"
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def save(
         self,

@@ -14,7 +14,7 @@ _context.set_forkserver_preload(["torch", "torch.distributed", "zenspeed.engine"
 
 
 def run_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> list[Any]:
-    """`function(*arguments)` in `ranks` processes; the results by rank. A failure in any of them fails here with its traceback."""
+    """`function(*arguments)` in `ranks` processes; the results by rank. A failure in any fails here with its traceback."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Every layout equals one process: same losses and gradient norms for ZeRO stage × ranks × accumulation × optimizer × precision."""
+"""Every layout equals one process: same losses and gradient norms for stage × ranks × accumulation × optimizer × precision."""
 
 from __future__ import annotations
 

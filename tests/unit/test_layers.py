@@ -1,0 +1,81 @@
+"""Imports go one way, as docs/DESIGN.md says, and there are no cycles."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import zenspeed
+
+ROOT = Path(zenspeed.__file__).parent
+
+# Who may import whom, lowest first; a package may import itself. Held against docs/DESIGN.md by test_design_says_the_same.
+ALLOWED = {
+    "errors": "",
+    "config": "errors",
+    "ops": "",
+    "machine": "",
+    "text": "config errors",
+    "models": "ops config errors",
+    "recipe": "config errors models",
+    "data": "text config errors recipe",
+    "generate": "models config errors",
+    "parallel": "config errors",
+    "optim": "parallel recipe",
+    "engine": "parallel optim",
+    "checkpoint": "config errors",
+    "run": "checkpoint config errors models recipe text",
+    "evaluate": "data checkpoint config errors run",
+    "runlog": "config errors machine",
+    "display": "",
+    "info": "machine",
+    "train": "engine models data checkpoint evaluate generate optim parallel recipe runlog display machine config errors",
+    "launch": "machine",
+    "cli": "*",
+    "__main__": "cli",
+    "__init__": "*",
+}
+
+
+def part(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else names
+        found |= {name.split(".")[1] for name in names if name.startswith("zenspeed.")}
+    return found
+
+
+def test_imports_follow_the_layers() -> None:
+    for path in ROOT.rglob("*.py"):
+        here = part(path)
+        assert here in ALLOWED, f"{path}: a new part; give it a place in the layers"
+        if ALLOWED[here] != "*":
+            wrong = imported(path) - set(ALLOWED[here].split()) - {here}
+            assert not wrong, f"{path.relative_to(ROOT)} may not import {sorted(wrong)}"
+
+
+def test_no_cycles() -> None:
+    graph = {name: set(parts.split()) for name, parts in ALLOWED.items() if parts != "*"}
+    tuple(TopologicalSorter(graph).static_order())
+
+
+def test_nothing_imports_the_doors() -> None:
+    for path in ROOT.rglob("*.py"):
+        if part(path) not in ("cli", "__main__", "launch", "__init__"):
+            assert not imported(path) & {"cli", "launch"}, path
+
+
+def test_recipe_needs_no_torch() -> None:
+    """A wrong recipe is refused before anything slow is imported."""
+    import subprocess
+    import sys
+
+    code = "import sys, zenspeed.recipe, zenspeed.cli; print('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
