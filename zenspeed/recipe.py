@@ -48,8 +48,8 @@ class DataConfig(Config):
 class TokenizerConfig(Config):
     kind: Literal["bpe", "char", "folder"] = "bpe"
     """`bpe`: byte-level BPE trained on the data; `char`: one token a character; `folder`: load one of Hugging Face layout."""
-    vocab_size: int = Field(4096, ge=257)
-    """Tokens in a trained BPE vocabulary, the 256 bytes and the special token included."""
+    vocab_size: int | None = Field(None, ge=257)
+    """Tokens in a trained BPE vocabulary, the 256 bytes and the special token included; null: 4,096, fewer for a small text."""
     folder: Path | None = None
     """For `kind: folder`: a folder that holds tokenizer.json."""
 

@@ -60,7 +60,7 @@ def test_two_processes_read_the_same_and_learn_the_same(
 def test_a_text_file_is_enough(cli: Cli, tmp_path: Path, cache: Path, corpus: Path) -> None:
     """Nothing but a file and a time limit; it is kept, and not exceeded by much."""
     (tmp_path / "corpus.txt").write_text(corpus.read_text(encoding="utf-8"), encoding="utf-8")
-    done = cli("train", "corpus.txt", "--set", "train.minutes=0.2", "--set", f"data.cache={cache}", "--set", "tokenizer.vocab_size=512",
+    done = cli("train", "corpus.txt", "--set", "train.minutes=0.2", "--set", f"data.cache={cache}",
                "--set", "model.layers=1", "--set", "model.width=64")  # fmt: skip
     folder = next((tmp_path / "runs").iterdir())
     assert f"zenspeed resume {folder.relative_to(tmp_path)}" in done.stdout

@@ -37,6 +37,7 @@ from zenspeed.text.tokenizer import Tokenizer
 FORMAT = 1
 """Raised when the same text and settings would give other shards, so that older caches are not used."""
 
+DEFAULT_VOCAB_SIZE = 4096
 _SHARD_TOKENS = 64_000_000
 _CHUNK_CHARACTERS = 4_000_000  # encoded at once; the library needs about 100 bytes a character meanwhile
 _HELD_CHARACTERS = 100_000_000  # a corpus up to this is read once and kept, a larger one is read again for each pass
@@ -248,7 +249,8 @@ def _tokenizer(config: TokenizerConfig, train: _Split, progress: Progress) -> To
     progress(f"training the tokenizer ({config.kind}) on {train.num_characters:,} characters")
     if config.kind == "char":
         return Tokenizer.train_char(train)
-    return Tokenizer.train_bpe(train.sample(_TOKENIZER_CHARACTERS), config.vocab_size)
+    size = config.vocab_size or DEFAULT_VOCAB_SIZE
+    return Tokenizer.train_bpe(train.sample(_TOKENIZER_CHARACTERS), size, or_fewer=config.vocab_size is None)
 
 
 def _load_tokenizer(config: TokenizerConfig) -> Tokenizer:

@@ -89,10 +89,10 @@ class Tokenizer:
         self._may_cut = self._is_char or _state(inner.pre_tokenizer) == _state(_split_to_bytes())
 
     @classmethod
-    def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    def train_bpe(cls, texts: Iterable[str], vocab_size: int, *, or_fewer: bool = False) -> Tokenizer:
         """Byte-level BPE with exactly `vocab_size` tokens: the special one, 256 bytes, and merges seen at least twice.
 
-        The same texts in the same order always give the same tokenizer.
+        `or_fewer` takes as many as the texts hold. The same texts in the same order always give the same tokenizer.
 
         Raises:
             InputError: the texts do not hold that many merges.
@@ -111,7 +111,7 @@ class Tokenizer:
         inner.train_from_iterator((piece for text in texts for piece in _pieces(replace_surrogates(text))), trainer)
         inner.pre_tokenizer = _split_to_bytes()
         possible = inner.get_vocab_size()
-        if possible < vocab_size:
+        if possible < vocab_size and not or_fewer:
             raise InputError(
                 f"tokenizer.vocab_size: {vocab_size} tokens asked, but the training text only makes {possible}; "
                 f"give --set tokenizer.vocab_size={possible} or less, or more text"
