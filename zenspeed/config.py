@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,6 +31,9 @@ class Config(BaseModel):
     """Base of every section of a recipe: frozen, strict, its field docstrings are its documentation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+    exclusive: ClassVar[tuple[str, ...]] = ()
+    """Keys of which only one may be given: an override of one takes the others away from file and defaults."""
 
 
 def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
@@ -55,7 +58,7 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def load(kind: type[C], path: Path | None = None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None) -> C:
+def load(kind: type[C], path: Path | None = None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> C:
     """A config from defaults, then `base`, then the YAML file at `path`, then `section.key=value` overrides, later winning.
 
     Raises:
@@ -67,8 +70,10 @@ def load(kind: type[C], path: Path | None = None, overrides: Iterable[str] = (),
     if path is not None:
         from_file, places = _parse_yaml(path)
         merge(data, from_file)
-    for override in overrides:
-        keys, value = _parse_override(override)
+    parsed = [_parse_override(override) for override in overrides]
+    for keys, _ in parsed:
+        _drop_exclusive(kind, data, keys)
+    for override, (keys, value) in zip(overrides, parsed, strict=True):
         merge(data, _nest(keys, value))
         places = {k: v for k, v in places.items() if k[: len(keys)] != keys} | {keys: f"--set {override}"}
     return validate(kind, data, places, str(path) if path else "recipe")
@@ -108,6 +113,15 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _drop_exclusive(kind: type[Config], data: dict[str, Any], keys: tuple[str, ...]) -> None:
+    section, inner = _section(kind, keys[:-1]), data
+    for key in keys[:-1]:
+        inner = inner.get(key, {}) if isinstance(inner, dict) else {}
+    if section and isinstance(inner, dict) and keys[-1] in section.exclusive:
+        for other in section.exclusive:
+            inner.pop(other, None)
 
 
 def _nest(keys: tuple[str, ...], value: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ the run folder and in every checkpoint. No torch here: a wrong recipe is refused
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,6 +63,8 @@ class TokenizerConfig(Config):
 
 
 class TrainConfig(Config):
+    exclusive: ClassVar[tuple[str, ...]] = ("steps", "minutes")
+
     steps: int | None = Field(None, ge=1)
     """Updates of the weights; the run ends after them."""
     minutes: float | None = Field(None, gt=0)

@@ -47,6 +47,15 @@ def test_errors_name_the_place(text: str, message: str, tmp_path: Path) -> None:
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_an_override_of_steps_takes_the_minutes_of_the_file_away(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("train: {minutes: 3, batch_size: 4}")
+    recipe = load(Recipe, path, ["train.steps=5"])
+    assert (recipe.train.steps, recipe.train.minutes, recipe.train.batch_size) == (5, None, 4)
+    with pytest.raises(InputError, match="give one of them"):
+        load(Recipe, path, ["train.steps=5", "train.minutes=1"])
+
+
 def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         load(Recipe, None, ["train.steps=-1", "model.layers=0"])
