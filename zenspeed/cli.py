@@ -33,6 +33,9 @@ CheckpointName = Annotated[str | None, typer.Option(help="latest, best, or a ste
 
 def main() -> NoReturn:
     """Runs the command line; what the user can put right is said in a line or two and ends with code 2."""
+    # Threads that wait for each other spin for microseconds, not milliseconds: as fast on a quiet machine, and three times as
+    # fast on one that is shared (docs/LOG.md). Read by OpenMP when torch is imported, so it is set before.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         app(standalone_mode=True)
     except InputError as error:

@@ -26,15 +26,19 @@ class OptimizerPlan(NamedTuple):
     options: list[dict[str, Any]]
 
 
-def plan_optimizers(
-    module: nn.Module, config: OptimConfig, compute_dtype: torch.dtype = torch.float32
-) -> list[OptimizerPlan]:
+def plan_optimizers(module: nn.Module, config: OptimConfig, compute_dtype: torch.dtype = torch.float32) -> list[OptimizerPlan]:
     """The optimizers of a recipe. Only matrices are decayed. With muon, embeddings, head and vectors go to AdamW.
 
     Muon's iteration runs in `compute_dtype`: bf16 is enough for it, but would show a difference of 1e-7 in a gradient as
     1e-4 in the loss, and who asks for fp32 asks for equal losses in every layout.
     """
     named = [NamedParameter(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    tables = [p for p in named if p.name == "ngrams.weight"]
+    rest = [p for p in named if p.name != "ngrams.weight"]
+    return [*_plan_dense(rest, config, compute_dtype), *([_adagrad(tables, config)] if tables else [])]
+
+
+def _plan_dense(named: list[NamedParameter], config: OptimConfig, compute_dtype: torch.dtype) -> list[OptimizerPlan]:
     inner = [p for p in named if p.parameter.ndim == 2 and _inside_block(p.name)]
     if config.name == "muon":
         inside = {p.name for p in inner}
@@ -55,6 +59,14 @@ def _adamw(named: list[NamedParameter], config: OptimConfig, lr: float) -> Optim
     groups, options = _by_decay(named, config.weight_decay, {"lr": lr})
     return OptimizerPlan(
         lambda groups: torch.optim.AdamW(groups, betas=config.betas, eps=config.epsilon, fused=True), groups, options
+    )
+
+
+def _adagrad(tables: list[NamedParameter], config: OptimConfig) -> OptimizerPlan:
+    """Adagrad for hashed tables: a row is seen rarely, its rate falls with how often it was, and no momentum moves it unseen."""
+    options = {"lr": config.ngram_lr, "weight_decay": 0.0}
+    return OptimizerPlan(
+        lambda groups: torch.optim.Adagrad(groups, eps=1e-8, fused=True), [Group(tables, whole=False)], [options]
     )
 
 

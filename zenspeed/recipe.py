@@ -94,6 +94,8 @@ class OptimConfig(Config):
     """Peak learning rate of the named optimizer."""
     adam_lr: float = Field(4e-3, gt=0)
     """With muon: peak learning rate of AdamW, for embeddings, head, norms and biases."""
+    ngram_lr: float = Field(0.05, gt=0)
+    """Peak learning rate of Adagrad for the tables of `model.ngrams`."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the gradient's mean and square."""
     epsilon: float = Field(1e-10, gt=0)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zenspeed.models.presets import ModelConfig
 from zenspeed.ops.activation import activate
 from zenspeed.ops.attention import Mask, attention
+from zenspeed.ops.ngram import ngram_rows
 from zenspeed.ops.norm import layernorm, rmsnorm
 from zenspeed.ops.position import Rotary, split_heads
 
@@ -50,6 +51,35 @@ class Norm(nn.Module):
         return layernorm(x, self.weight, self.bias, self.epsilon)
 
 
+class NgramEmbedding(nn.Module):
+    """The sum of hashed embeddings of the n-grams that end at each token, (B, T) -> (B, T, C); a row range of `weight` an order.
+
+    An n-gram that reaches back beyond its document, or beyond the window, is left out.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.orders, self.rows, self.dropout = config.ngrams, config.ngram_rows, config.ngram_dropout
+        self.weight = nn.Parameter(torch.empty(len(self.orders) * self.rows, config.width))
+
+    def forward(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache | None) -> Tensor:
+        """`positions` (T,) or (B, T) of the tokens in their documents; earlier tokens come from the cache."""
+        num_new, reach = tokens.shape[1], max(self.orders) - 1
+        if cache is not None:
+            tokens = cache.recall(tokens, reach)
+        rows, there = [], []
+        for index, order in enumerate(self.orders):
+            rows.append(ngram_rows(tokens, order, self.rows)[:, -num_new:] + index * self.rows)
+            there.append((positions >= order - 1).expand(rows[-1].shape))
+        mask = torch.stack(there, -1)  # (B, T, N)
+        if self.dropout and self.training:
+            mask = mask & (torch.rand(mask.shape, device=mask.device) >= self.dropout)
+        weights = mask.to(self.weight.dtype)
+        bags = torch.stack(rows, -1)
+        flat = F.embedding_bag(bags.flatten(0, 1), self.weight, per_sample_weights=weights.flatten(0, 1), mode="sum")
+        return flat.unflatten(0, bags.shape[:2])
+
+
 class KeyValueCache:
     """Keys and values of the tokens seen so far: for each layer two tensors (B, G, max_tokens, D), allocated once.
 
@@ -63,6 +93,14 @@ class KeyValueCache:
         self.max_tokens = shape[2]
         self.num_tokens = 0
         """Tokens seen so far; more than `max_tokens` once the ring has gone round."""
+        self._recent: Tensor | None = None
+
+    def recall(self, tokens: Tensor, reach: int) -> Tensor:
+        """`tokens` (B, T) behind the up to `reach` tokens before them; remembers the last ones for the next call."""
+        if self._recent is not None:
+            tokens = torch.cat([self._recent, tokens], dim=1)
+        self._recent = tokens[:, -reach:]
+        return tokens
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k and v (B, G, T, D) of new tokens; the keys and values to attend to, (B, G, S, D)."""

@@ -66,6 +66,12 @@ class ModelConfig(Config):
     """The output head shares the token embedding's weights."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on embeddings and on what each part adds to the residual stream."""
+    ngrams: tuple[int, ...] = ()
+    """Orders of n-grams whose hashed embeddings are added to the token's, such as [2, 3, 4]; for small vocabularies."""
+    ngram_rows: int = Field(16_384, ge=2)
+    """Rows of the table of each order."""
+    ngram_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of n-gram embeddings left out in training, each order and place by itself."""
     logit_softcap: float | None = Field(None, gt=0)
     """Squashes logits to ±cap with cap·tanh(logits/cap); null: off."""
     init: Literal["zero_out", "gpt2"] = "zero_out"
@@ -90,6 +96,8 @@ class ModelConfig(Config):
                 f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}; "
                 f"take {_divisor(self.heads, self.num_kv_heads)}"
             )
+        if any(order < 2 for order in self.ngrams):
+            raise ValueError(f"ngrams {list(self.ngrams)}: an n-gram has at least 2 tokens; take orders such as [2, 3, 4]")
         if self.position == "rotary" and self.head_width % 2:
             raise ValueError(
                 f"rotary positions need an even head width, width / heads = {self.width} / {self.heads} = {self.head_width}"

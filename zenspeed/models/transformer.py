@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zenspeed.models.layers import Block, Embedding, KeyValueCache, Linear, Norm, Shared
+from zenspeed.models.layers import Block, Embedding, KeyValueCache, Linear, NgramEmbedding, Norm, Shared
 from zenspeed.models.presets import ModelConfig
 from zenspeed.ops.attention import make_mask
 from zenspeed.ops.loss import linear_cross_entropy, token_losses
@@ -36,6 +36,7 @@ class Transformer(nn.Module):
         self.config, self.vocab_size = config, vocab_size
         self.embedding = Embedding(vocab_size, config.width)
         self.position = Embedding(config.context, config.width) if config.position == "learned" else None
+        self.ngrams = NgramEmbedding(config) if config.ngrams else None
         self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.layers)])
         self.norm = Norm(config, config.width)
         # A tied head is no module of its own: a parameter with two owners is lost when a meta model is materialised.
@@ -85,10 +86,12 @@ class Transformer(nn.Module):
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         if positions is None:
             positions = torch.arange(start, start + num_new, device=tokens.device)
-            if self.position is not None and documents is not None:
+            if (self.position is not None or self.ngrams is not None) and documents is not None:
                 positions = positions_in_documents(documents)
         if self.position is not None:
             x = x + self.position(positions)
+        if self.ngrams is not None:
+            x = x + self.ngrams(tokens, positions, cache)
         x = F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
         # Attention inside a document depends on differences of positions only, so rotary needs no restart.
         config, rotary = self.config, None
@@ -130,6 +133,7 @@ class Transformer(nn.Module):
         |--------------------------------|-----------------------------------|-------------------------------|
         | embedding                      | N(1); N(0.02) if it is also head  | N(0.02)                       |
         | position                       | N(0.02)                           | N(0.02)                       |
+        | ngrams                         | 0                                 | 0                             |
         | attention.qkv, feed_forward.up | N(1/√fan_in)                      | N(0.02)                       |
         | attention.out, feed_forward.down | 0: each block starts as identity | N(0.02/√(2·layers))          |
         | head                           | 0: the first loss is ln V         | N(0.02)                       |
@@ -138,7 +142,7 @@ class Transformer(nn.Module):
         generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
         modern, config = self.config.init == "zero_out", self.config
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or name == "ngrams.weight":
                 parameter.zero_()
                 continue
             if parameter.ndim == 1:
