@@ -41,7 +41,10 @@ def report() -> None:
         ("disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free"),
         ("accelerators", ", ".join(accelerators()) or "none"),
         ("collectives", ", ".join(backends())),
-        *((f"{name} products", f"{rate / 1e9:,.{0 if rate >= 1e10 else 1}f} GFLOP/s, as measured now") for name, rate in rates.items()),
+        *(
+            (f"{name} products", f"{rate / 1e9:,.{0 if rate >= 1e10 else 1}f} GFLOP/s, as measured now")
+            for name, rate in rates.items()
+        ),
     ):
         table.add_row(f"[bold]{name}", value)
     console.print(table)

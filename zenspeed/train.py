@@ -26,7 +26,9 @@ from zenspeed.data.loader import Loader
 from zenspeed.data.prepare import Prepared, prepare
 from zenspeed.display import Display
 from zenspeed.engine import Engine
+from zenspeed.evaluate.interval import Figure
 from zenspeed.evaluate.language import document_losses, language_figures
+from zenspeed.evaluate.report import write_report
 from zenspeed.generate import generate_text
 from zenspeed.machine import keep_memory, measure_matmul, pick_precision, process_age_seconds, resident_bytes, usable_cores
 from zenspeed.models.transformer import Transformer
@@ -302,8 +304,8 @@ def _agree_on(micro: Sequence[Batch], progress: float, stop: bool, save: bool, e
     return Facts(num_targets, progress, stops > 0, saves > 0, evaluates > 0)
 
 
-def _evaluate(run: Run, clock: Clock) -> None:
-    """Validation loss over the whole held-out split, on all ranks."""
+def _evaluate(run: Run, clock: Clock) -> dict[str, Figure]:
+    """Figures over the whole held-out split, on all ranks."""
     start = time.perf_counter()
     recipe, dataset = run.recipe, run.prepared.validation
     losses, tokens = document_losses(
@@ -327,6 +329,7 @@ def _evaluate(run: Run, clock: Clock) -> None:
         f"step {run.counters.step}: validation loss {figures['loss']} · perplexity {figures['perplexity'].value:.2f} · "
         f"{figures['bits_per_byte'].value:.4f} bits per byte · {len(losses)} documents"
     )
+    return figures
 
 
 def _save(run: Run, clock: Clock, *, wait: bool = False) -> None:
@@ -364,17 +367,31 @@ def _restore(checkpoint: Checkpoint, engine: Engine, counters: Counters, prepare
 
 def _finish(run: Run, clock: Clock, *, interrupted: bool) -> Result:
     counters, folder = run.counters, run.folder
-    if not interrupted:
-        _evaluate(run, clock)
+    figures = {} if interrupted else _evaluate(run, clock)
     _save(run, clock, wait=True)
     run.display.close()
     if run.world.rank == 0:
         plot_loss(folder)
         if not interrupted:
+            write_report(folder, figures, _facts(run, clock), run.prepared.report)
             _write_samples(run)
     if interrupted:
         run.display.say(f"stopped at step {counters.step}; a checkpoint is saved, go on with: zenspeed resume {folder}")
     return Result(folder, counters.step, counters.validation_loss, interrupted)
+
+
+def _facts(run: Run, clock: Clock) -> dict[str, str]:
+    recipe, counters = run.recipe, run.counters
+    return {
+        "model": f"{run.model.num_parameters():,} parameters, {recipe.model.layers} layers × {recipe.model.width}, "
+        f"vocabulary {run.model.vocab_size:,}, context {recipe.model.context}",
+        "trained": f"{counters.step:,} updates, {counters.tokens:,} tokens, "
+        f"{counters.tokens / max(1, run.prepared.train.num_tokens):.2f} epochs, in {clock.elapsed():.0f} s",
+        "optimizer": f"{recipe.optim.name}, peak rate {recipe.optim.lr}, {recipe.optim.schedule}",
+        "precision": str(recipe.train.precision),
+        "processes": f"{run.world.size} × {torch.get_num_threads()} threads on {run.world.device.type}",
+        "seed": str(recipe.run.seed),
+    }
 
 
 def _write_samples(run: Run) -> None:

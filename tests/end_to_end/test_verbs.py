@@ -21,7 +21,15 @@ def run(cli: Cli, corpus: Path, tiny: list[str], tmp_path: Path) -> Path:
 
 
 def test_train_evaluate_generate(run: Path, cli: Cli, corpus: Path, tmp_path: Path) -> None:
-    for name in ("recipe.yaml", "metrics.jsonl", "environment.json", "loss.svg", "samples.md", "tokenizer/tokenizer.json"):
+    for name in (
+        "recipe.yaml",
+        "metrics.jsonl",
+        "environment.json",
+        "loss.svg",
+        "report.md",
+        "samples.md",
+        "tokenizer/tokenizer.json",
+    ):
         assert (run / name).stat().st_size > 0, name
     assert list((run / "tensorboard").glob("events*"))
     records = read_metrics(run)
@@ -76,3 +84,11 @@ def test_prepare_and_info(cli: Cli, corpus: Path, tiny: list[str]) -> None:
 def test_help_lists_the_verbs(cli: Cli) -> None:
     text = cli("--help").stdout
     assert all(verb in text for verb in ("train", "resume", "evaluate", "generate", "prepare", "info", "launch"))
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_first_step_of_every_shipped_recipe_runs(recipe: Path, cli: Cli, corpus: Path, cache: Path, tmp_path: Path) -> None:
+    sets = ["train.steps=1", "run.folder=out", f"data.source={corpus}", "data.validation=0.1", f"data.cache={cache}",
+            "data.section_characters=1000", "tokenizer.vocab_size=null", "sample.max_tokens=2", "log.tensorboard=false"]  # fmt: skip
+    cli("train", recipe, *(part for s in sets for part in ("--set", s)))
+    assert read_metrics(tmp_path / "out")[0]["step"] == 1

@@ -1,0 +1,34 @@
+"""Generated pages are what their generators write; links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_recipe_page_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("make_recipe", ROOT / "docs" / "make_recipe.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == module.render(), "run: python docs/make_recipe.py"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_both_readmes_have_the_same_commands_and_figures() -> None:
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+    strip = lambda text: [
+        re.sub(r"\s+#.*", "", line) for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()
+    ]
+    assert strip(english) == strip(chinese)
+    numbers = lambda text: sorted(re.findall(r"\d[\d.,]*\d|\d", text))  # noqa: E731
+    assert numbers(english) == numbers(chinese)
