@@ -11,6 +11,7 @@ Every loss is a sum divided by the global number of targets, so accumulation, pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from zenspeed.optim import OptimizerPlan
-from zenspeed.parallel.zero import Bucket, ZeroModule, ZeroOptions
+from zenspeed.parallel.zero import Bucket, Piece, ZeroModule, ZeroOptions
+from zenspeed.scaler import LossScaler
 
 
 class Update(NamedTuple):
@@ -60,6 +62,7 @@ class Engine:
     ) -> None:
         self.module, self.mesh, self.clip = module, mesh, clip
         self.scaler = scaler or LossScaler()
+        self.divisor = 1.0  # gradients are divided by this as well as by the loss scale, for whoever did not divide the loss
         self.compute_dtype = compute_dtype
         self.device_type = next(module.parameters()).device.type
         self.zero = ZeroModule(module, [g for plan in plans for g in plan.groups], mesh, zero)
@@ -73,7 +76,7 @@ class Engine:
                 groups.append({"params": params, "base_lr": options["lr"], **options})
                 index += 1
                 del group
-            if any(g["params"] for g in groups):
+            if plan.always or any(g["params"] for g in groups):
                 self.optimizers.append(plan.build(groups))
 
     def _optimizer_params(self, bucket: Bucket) -> list[Tensor]:
@@ -93,20 +96,25 @@ class Engine:
         self.zero.sync = last
         (loss * self.scaler.scale if self.scaler.scale != 1.0 else loss).backward()
 
-    def update(self) -> Update:
-        """Clips, updates the weights, forgets the gradients. Not finite gradients on any rank: no rank updates."""
+    def update(self, on_skip: Callable[[], None] | None = None) -> Update:
+        """Clips, updates the weights, forgets the gradients. Not finite gradients on any rank: no rank updates.
+
+        `on_skip` is called on every rank before the gradients of a skipped update are forgotten.
+        """
         self.zero.finish_reduce()
         scale = self.scaler.scale
-        norm = float(self.zero.grad_norm()) / scale
-        finite = norm == norm and norm not in (float("inf"), float("-inf"))
+        norm = float(self.zero.grad_norm()) / (scale * self.divisor)
+        finite = math.isfinite(norm)
         if finite:
-            factor = 1.0 / scale
+            factor = 1.0 / (scale * self.divisor)
             if self.clip is not None:
                 factor *= min(1.0, self.clip / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
             if factor != 1.0:
                 self.zero.scale_gradients(factor)
             self._step_optimizers()
             self.zero.publish()
+        elif on_skip is not None:
+            on_skip()
         self.zero.zero_grad()
         self.scaler.update(overflow=not finite)
         return Update(norm, skipped=not finite, loss_scale=scale)
@@ -168,24 +176,43 @@ class Engine:
         for bucket, params in self._tensors:
             for index, piece in enumerate(bucket.pieces()):
                 state = self._state_of(params[index] if bucket.whole else params[0])
-                out[piece.name] = {k: float(v) for k, v in state.items() if not _is_elementwise(v)}
+                out[piece.name] = {k: float(v) for k, v in state.items() if _is_number(v)}
         return out
 
-    def load(self, read: Callable[[str, str, int, int], Tensor | None], scalars: dict[str, dict[str, float]]) -> None:
-        """Takes weights and optimizer state from `read(name, kind, start, stop)`, whatever layout they were saved from.
+    def load(
+        self,
+        read: Callable[[str, str, int, int], Tensor | None],
+        scalars: dict[str, dict[str, float]],
+        states: bool = True,
+    ) -> None:
+        """Takes weights and, with `states`, optimizer state from `read(name, kind, start, stop)`, whatever layout they are of.
 
-        `read` gives None for a kind that was not saved (no update had been made yet).
+        `read` gives None for a kind that was not saved (no update had been made yet); a weight it does not give stays.
         """
         for bucket, params in self._tensors:
-            self._make_state(params)
+            if states:
+                self._make_state(params)
             for piece, kind, target in self._piece_states(bucket, params):
+                if kind != "weight" and not states:
+                    continue
                 saved = read(piece.name, kind, piece.start, piece.stop)
-                target.copy_(saved.view(target.shape)) if saved is not None else target.zero_()
-            for index, piece in enumerate(bucket.pieces()):
-                state = self._state_of(params[index] if bucket.whole else params[0])
-                for kind, value in scalars.get(piece.name, {}).items():
-                    state[kind] = torch.tensor(value) if isinstance(state.get(kind), Tensor) else value
+                if saved is not None:
+                    target.copy_(saved.view(target.shape))
+                elif kind != "weight":
+                    target.zero_()
+            if states:
+                self._load_scalars(bucket, params, scalars)
         self.zero.publish()
+
+    def _load_scalars(self, bucket: Bucket, params: list[Tensor], scalars: dict[str, dict[str, float]]) -> None:
+        for index, piece in enumerate(bucket.pieces()):
+            param = params[index] if bucket.whole else params[0]
+            state = self._state_of(param)
+            for kind, value in scalars.get(piece.name, {}).items():
+                state[kind] = torch.tensor(value) if isinstance(state.get(kind), Tensor) else value
+            if state and not scalars.get(piece.name) and all(_is_number(v) or not v.any() for v in state.values()):
+                for optimizer in self.optimizers:  # nothing was saved: no update had been made
+                    optimizer.state.pop(param, None)
 
     def _state_of(self, param: Tensor) -> dict[str, Any]:
         for optimizer in self.optimizers:
@@ -212,7 +239,7 @@ class Engine:
                 p.grad = None
                 p.detach().copy_(old)
 
-    def _piece_states(self, bucket: Bucket, params: list[Tensor]) -> Iterator[tuple[Any, str, Tensor]]:
+    def _piece_states(self, bucket: Bucket, params: list[Tensor]) -> Iterator[tuple[Piece, str, Tensor]]:
         """(piece, kind, flat view of the state) of everything in this rank's slice of `bucket`."""
         for index, piece in enumerate(bucket.pieces()):
             param = params[index] if bucket.whole else params[0]
@@ -220,25 +247,16 @@ class Engine:
             start = 0 if bucket.whole else piece.offset
             states = {"weight": param.detach(), **{k: v for k, v in self._state_of(param).items() if _is_elementwise(v)}}
             for kind, tensor in states.items():
-                yield piece, kind, tensor.reshape(-1)[start : start + length]
+                if bucket.whole and tensor.numel() != length:  # a state with its own shape, such as Adafactor's rows
+                    own = piece._replace(shape=tensor.shape, start=0, stop=tensor.numel())
+                    yield own, kind, tensor.view(-1)
+                else:
+                    yield piece, kind, tensor.reshape(-1)[start : start + length]
 
 
 def _is_elementwise(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0
 
 
-class LossScaler:
-    """A loss scale that never changes; 1 is none."""
-
-    def __init__(self, scale: float = 1.0) -> None:
-        self.scale = scale
-
-    def update(self, *, overflow: bool) -> None:
-        """Hears whether the last update was skipped for gradients that were not finite."""
-
-    def state_dict(self) -> dict[str, float]:
-        return {"scale": self.scale}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        for key, value in state.items():
-            setattr(self, key, type(getattr(self, key))(value))
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0)

@@ -24,6 +24,8 @@ class OptimizerPlan(NamedTuple):
     build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     groups: list[Group]
     options: list[dict[str, Any]]
+    always: bool = False
+    """Build it on ranks that hold none of its parameters as well."""
 
 
 def plan_optimizers(module: nn.Module, config: OptimConfig, compute_dtype: torch.dtype = torch.float32) -> list[OptimizerPlan]:

@@ -83,6 +83,8 @@ class ZeroOptions:
     """Elements of a bucket at stages 0-2: small enough to overlap with backward, large enough to be one message."""
     master_device: torch.device | None = None
     """Where master weights and optimizer state live; None: with the weights (`cpu` is offload)."""
+    weight_device: torch.device | None = None
+    """Where the weights' slices live at stage 3; None: with the weights (`cpu` is offload)."""
 
 
 class Bucket:
@@ -107,6 +109,7 @@ class Bucket:
         self.pending: set[int] = set()
         self.work: list[Any] = []
         self.released = False
+        self.reduced = False  # the whole gradients hold sums over ranks already (stages 0 and 1)
         self._reducing: Tensor | None = None
 
         self.weights = torch.zeros(self.size, dtype=self.dtype, device=self.device)
@@ -117,7 +120,7 @@ class Bucket:
         # The slice that lasts: a view of the whole where that stays, its own memory where it does not (stage 3).
         self.weight_slice = self.weights[self.start : self.stop]
         if options.stage == 3:
-            self.weight_slice = self.weight_slice.clone()
+            self.weight_slice = self.weight_slice.to(device=options.weight_device or self.device, copy=True)
         self.gradients: Tensor | None = None
         self.grad_slice: Tensor | None = None
         self.master = self._make_master()
@@ -127,8 +130,8 @@ class Bucket:
 
     def _make_master(self) -> Tensor:
         """fp32 weights that the optimizer updates: the slice itself where it is fp32 already, else a copy."""
-        device = self.options.master_device or self.device
-        if self.dtype == torch.float32 and device == self.device:
+        device = self.options.master_device or self.weight_slice.device
+        if self.dtype == torch.float32 and device == self.weight_slice.device:
             return self.weight_slice
         return self.weight_slice.to(device=device, dtype=torch.float32, copy=True)
 
@@ -139,6 +142,7 @@ class Bucket:
     def zero_grad(self) -> None:
         """Forgets all gradients. Whole gradients stay allocated at stages 0 and 1, and .grad stays a view of them."""
         self.pending = {id(slot.parameter) for slot in self.slots}
+        self.reduced = False
         if not self.trainable:
             return
         if self.options.stage >= 2:
@@ -206,11 +210,23 @@ class Bucket:
         if self.replicas > 1:
             dist.all_reduce(mine, group=self.replica_group)
         assert self.grad_slice is not None
+        self.reduced = self.ranks * self.replicas > 1
         if self.options.stage >= 2:
             self.grad_slice.add_(mine)
             self.gradients = None
         elif mine.data_ptr() != self.grad_slice.data_ptr():
             self.grad_slice.copy_(mine)
+
+    def undo_reduce(self) -> None:
+        """Before more gradients come after a sum over ranks: parts such that the next sum gives this one again, and theirs."""
+        if self.reduced and self.gradients is not None and self.options.stage < 2:
+            assert self.grad_slice is not None
+            mine = self.grad_slice.clone() if self.cut else self.grad_slice
+            if self.cut:
+                self.gradients.zero_()
+                self.grad_slice.copy_(mine)
+            self.grad_slice.div_(self.replicas if self.cut else self.ranks * self.replicas)
+        self.reduced = False
 
     # Weights ----------------------------------------------------------------------------------------------------------
 
@@ -232,7 +248,7 @@ class Bucket:
         # Autograd may hold views of this memory from forward: the values come back as they were, so no new version.
         with torch.autograd._unsafe_preserve_version_counter(self.weights):
             if self.ranks > 1:
-                dist.all_gather_single(self.weights, self.weight_slice, group=self.shard_group)
+                dist.all_gather_single(self.weights, self.weight_slice.to(self.device), group=self.shard_group)
             else:
                 self.weights.copy_(self.weight_slice)
         if self.released:
@@ -248,9 +264,9 @@ class Bucket:
         self.weights.untyped_storage().resize_(0)
         self.released = True
 
-    def scatter(self) -> None:
-        """The whole weights, changed by the user, become the slices and masters again; rank 0's count."""
-        dist.broadcast(self.weights, group=dist.group.WORLD, src=0)
+    def scatter(self, source: int = 0) -> None:
+        """The whole weights, changed by the user, become the slices and masters again; those of rank `source` count."""
+        dist.broadcast(self.weights, group=dist.group.WORLD, src=source)
         mine = self.weights[self.start : self.stop]
         if mine.data_ptr() != self.weight_slice.data_ptr():
             self.weight_slice.copy_(mine)
@@ -315,7 +331,7 @@ class ZeroModule:
         self._dirty = False
         units = find_units(module) if options.stage == 3 else []
         unit_of = {id(p): i for i, unit in enumerate(units) for p in unit.parameters()}
-        shared = _shared_between(units)
+        shared = _shared_between(units) | _used_elsewhere(module)
         self.buckets: list[Bucket] = []
         self._unit_buckets: dict[int, list[Bucket]] = {i: [] for i in range(-1, len(units))}
         everything = [*groups, Group(_frozen(module), False)] if options.stage == 3 else groups
@@ -345,13 +361,32 @@ class ZeroModule:
     def trainable(self) -> list[Bucket]:
         return [bucket for bucket in self.buckets if bucket.trainable]
 
+    def bucket_of(self, parameter: Tensor) -> tuple[Bucket, Slot] | None:
+        """Where `parameter` lies, or None if it lies nowhere (no optimizer was given it)."""
+        return self._home.get(id(parameter))
+
     # Gradients --------------------------------------------------------------------------------------------------------
 
-    def _on_grad(self, parameter: Tensor) -> None:
-        if not self._in_backward:
+    def begin_backward(self) -> None:
+        """Call before a backward that is not the first since `zero_grad`; inside backward it also asks for its end.
+
+        A backward inside the backward (reentrant recomputation) then does not look like the end of it.
+        """
+        if self._in_backward:
+            return
+        for bucket in self.trainable:
+            bucket.undo_reduce()
+        if torch._C._current_graph_task_id() != -1:
             self._in_backward = True
             # Runs once when this backward is over, on every path that leads to it (as torch's own FSDP does).
             torch.autograd.Variable._execution_engine.queue_callback(self._after_backward)
+
+    def forget_backward(self) -> None:
+        """A backward that ended in an exception did not tell; call where none can be under way."""
+        self._in_backward = False
+
+    def _on_grad(self, parameter: Tensor) -> None:
+        self.begin_backward()
         bucket, slot = self._home[id(parameter)]
         bucket.take_grad(slot)
         self._dirty = True
@@ -478,7 +513,9 @@ def find_units(module: nn.Module) -> list[nn.Module]:
     """The outermost repeated blocks: children of a ModuleList or Sequential. They are gathered and released one at a time."""
     units: list[nn.Module] = []
     for child in module.children():
-        if isinstance(child, (nn.ModuleList, nn.Sequential)) and len(child) > 1:
+        if getattr(child, "gather_as_one", False):
+            units.append(child)
+        elif isinstance(child, (nn.ModuleList, nn.Sequential)) and len(child) > 1:
             units += [c for c in child if any(True for _ in c.parameters())]
         else:
             units += find_units(child)
@@ -493,6 +530,11 @@ def _shared_between(units: Sequence[nn.Module]) -> set[int]:
         twice |= seen & ids
         seen |= ids
     return twice
+
+
+def _used_elsewhere(module: nn.Module) -> set[int]:
+    """Parameters that a module says it uses though they are another's: its attribute `external_parameters`."""
+    return {id(p) for m in module.modules() for p in getattr(m, "external_parameters", ())}
 
 
 def _frozen(module: nn.Module) -> list[NamedParameter]:
