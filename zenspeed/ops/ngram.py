@@ -16,7 +16,7 @@ def ngram_rows(tokens: Tensor, order: int, num_rows: int) -> Tensor:
     """
     key = torch.zeros_like(tokens)
     for back in range(order):
-        shifted = tokens if back == 0 else torch.nn.functional.pad(tokens[:, :-back], (back, 0))
+        shifted = torch.nn.functional.pad(tokens, (back, 0))[:, : tokens.shape[1]]
         key = key * _MULTIPLIER + shifted + 1
     key = (key ^ (key >> 32)) * _FINAL
     return (key ^ (key >> 29)).remainder(num_rows)
