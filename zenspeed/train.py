@@ -40,6 +40,7 @@ from zenspeed.runlog import RunLog, plot_loss
 
 MICRO_BATCH_TOKENS = 8192
 DEFAULT_MINUTES = 2.0
+WRAP_UP_SECONDS = 2.0  # checkpoint, curve, report and samples at the end of a run with a time limit
 MAX_SKIPPED = 20  # updates in a row without finite gradients, after which a run is stopped
 
 
@@ -215,7 +216,7 @@ def _prepare_once(recipe: Recipe, here: World, display: Display) -> Prepared:
 
 def _loop(run: Run, interrupt: _Interrupt) -> Result:
     recipe, counters, engine = run.recipe, run.counters, run.engine
-    clock = Clock(recipe, counters)
+    clock = Clock(recipe, counters, run.prepared.validation.num_tokens)
     per_rank = recipe.train.batch_size // run.world.size
     due = Due(recipe, counters, clock)
     skipped, losses = 0, _Smooth()
@@ -420,14 +421,14 @@ def _write_samples(run: Run) -> None:
 class Clock:
     """How far a run is, by steps or by wall time from the start of its process, over all processes of the run."""
 
-    def __init__(self, recipe: Recipe, counters: Counters) -> None:
+    def __init__(self, recipe: Recipe, counters: Counters, evaluation_tokens: int) -> None:
         self.recipe, self.counters = recipe, counters
         self.offset = counters.elapsed + process_age_seconds() - time.perf_counter()
         if counters.started is None:
             counters.started = self.elapsed()
         self.step_seconds = 0.0
-        self.evaluation_seconds = 0.0
-        self._known_evaluation = False
+        self.evaluation_seconds: float | None = None  # of the last one; before there was one it is estimated
+        self.evaluation_updates = evaluation_tokens / (recipe.train.batch_size * recipe.model.context)
 
     def elapsed(self) -> float:
         return time.perf_counter() + self.offset
@@ -438,13 +439,19 @@ class Clock:
     def evaluation_took(self, seconds: float) -> None:
         self.evaluation_seconds = seconds
 
+    def expected_evaluation(self) -> float:
+        """Seconds an evaluation takes: as the last one, else by its tokens, a forward being a third of an update."""
+        if self.evaluation_seconds is not None:
+            return self.evaluation_seconds
+        return self.step_seconds * self.evaluation_updates / 3
+
     def progress(self) -> float:
-        """0 … 1. With a time limit, 1 is when only the last evaluation still fits and no further update does."""
+        """0 … 1. With a time limit, 1 is when the last evaluation and what is written at the end still fit, and no update."""
         train = self.recipe.train
         if train.steps is not None:
             return min(1.0, self.counters.step / train.steps)
         assert train.minutes is not None and self.counters.started is not None
-        end = 60 * train.minutes - 1.1 * self.evaluation_seconds - 0.5 * self.step_seconds
+        end = 60 * train.minutes - WRAP_UP_SECONDS - 1.1 * self.expected_evaluation() - 0.5 * self.step_seconds
         return min(1.0, (self.elapsed() - self.counters.started) / max(1e-9, end - self.counters.started))
 
     def seconds_left(self) -> float:
@@ -483,7 +490,7 @@ class Due:
         self._evaluated_step = self.counters.step
         # At most a tenth of the time goes into evaluation.
         left = self.clock.seconds_left() / max(1e-9, 1.0 - self.clock.progress())
-        self._next_evaluation = self.clock.progress() + max(0.1, 10 * self.clock.evaluation_seconds / max(1e-9, left))
+        self._next_evaluation = self.clock.progress() + max(0.1, 10 * self.clock.expected_evaluation() / max(1e-9, left))
 
 
 class _Smooth:
