@@ -141,6 +141,90 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(params, [u.to(p.dtype) for u, p in zip(updates.unbind(), params, strict=True)], alpha=-lr)
 
 
+class Lion(torch.optim.Optimizer):
+    """The sign of an interpolated momentum (Chen et al. 2023, arXiv 2302.06675, algorithm 2). Element by element."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if not self.state[p]:
+                    self.state[p]["exp_avg"] = torch.zeros_like(p)
+                average = self.state[p]["exp_avg"]
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(torch.lerp(p.grad, average, beta1).sign_(), alpha=-group["lr"])
+                average.lerp_(p.grad, 1 - beta2)
+        return loss
+
+
+class Lamb(torch.optim.Optimizer):
+    """Adam with each parameter's step scaled to its norm (You et al. 2020, arXiv 1904.00962, algorithm 2).
+
+    The ratio |w| / |update| is held between `min_coeff` and `max_coeff`. Needs whole parameters.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_coeff: float = 10.0,
+        min_coeff: float = 0.01,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "max_coeff": max_coeff,
+                "min_coeff": min_coeff,
+            },
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._step_one(p, p.grad, group)
+        return loss
+
+    def _step_one(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if not state:
+            state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        state["step"] += 1
+        (beta1, beta2), step = group["betas"], float(state["step"])
+        state["exp_avg"].lerp_(grad, 1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        update = state["exp_avg"] / (1 - beta1**step)
+        update.div_((state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"]))
+        update.add_(p, alpha=group["weight_decay"])
+        weight_norm, update_norm = float(p.norm()), float(update.norm())
+        ratio = weight_norm / update_norm if weight_norm > 0 and update_norm > 0 else 1.0
+        p.add_(update, alpha=-group["lr"] * min(max(ratio, group["min_coeff"]), group["max_coeff"]))
+
+
 def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Nearest semi-orthogonal matrices, roughly: singular values end in about 0.7 … 1.2. (N, rows, columns), in `dtype`.
 

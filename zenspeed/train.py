@@ -434,7 +434,9 @@ class Clock:
         return time.perf_counter() + self.offset
 
     def step_took(self, seconds: float) -> None:
-        self.step_seconds = seconds if not self.step_seconds else 0.9 * self.step_seconds + 0.1 * seconds
+        # Downwards at once: the first updates of a process are slow and say little about the others.
+        slower = self.step_seconds and seconds > self.step_seconds
+        self.step_seconds = 0.9 * self.step_seconds + 0.1 * seconds if slower else seconds
 
     def evaluation_took(self, seconds: float) -> None:
         self.evaluation_seconds = seconds
