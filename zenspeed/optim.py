@@ -65,7 +65,7 @@ def _adamw(named: list[NamedParameter], config: OptimConfig, lr: float) -> Optim
 
 
 def _adagrad(tables: list[NamedParameter], config: OptimConfig) -> OptimizerPlan:
-    """Adagrad for hashed tables: a row is seen rarely, its rate falls with how often it was, and no momentum moves it unseen."""
+    """Adagrad for hashed tables: a row's rate falls with how often it was seen, and no momentum moves it unseen."""
     options = {"lr": config.ngram_lr, "weight_decay": 0.0}
     return OptimizerPlan(
         lambda groups: torch.optim.Adagrad(groups, eps=1e-8, fused=True), [Group(tables, whole=False)], [options]

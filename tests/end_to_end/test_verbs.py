@@ -88,7 +88,16 @@ def test_help_lists_the_verbs(cli: Cli) -> None:
 
 @pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_first_step_of_every_shipped_recipe_runs(recipe: Path, cli: Cli, corpus: Path, cache: Path, tmp_path: Path) -> None:
-    sets = ["train.steps=1", "run.folder=out", f"data.source={corpus}", "data.validation=0.1", f"data.cache={cache}",
-            "data.section_characters=1000", "tokenizer.vocab_size=null", "sample.max_tokens=2", "log.tensorboard=false"]  # fmt: skip
+    sets = [
+        "train.steps=1",
+        "run.folder=out",
+        f"data.source={corpus}",
+        "data.validation=0.1",
+        f"data.cache={cache}",
+        "data.section_characters=1000",
+        "tokenizer.vocab_size=null",
+        "sample.max_tokens=2",
+        "log.tensorboard=false",
+    ]
     cli("train", recipe, *(part for s in sets for part in ("--set", s)))
     assert read_metrics(tmp_path / "out")[0]["step"] == 1

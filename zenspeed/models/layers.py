@@ -52,8 +52,9 @@ class Norm(nn.Module):
 
 
 class NgramEmbedding(nn.Module):
-    """The sum of hashed embeddings of the n-grams that end at each token, (B, T) -> (B, T, C); a row range of `weight` an order.
+    """The sum of hashed embeddings of the n-grams that end at each token, (B, T) -> (B, T, C).
 
+    `weight` holds the tables of all orders, one below the other.
     An n-gram that reaches back beyond its document, or beyond the window, is left out.
     """
 
