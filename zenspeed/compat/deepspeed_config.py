@@ -72,8 +72,11 @@ def load(
     data = reader.section(DeepSpeedKeys, _old_forms(raw), ())
     if reader.errors:
         raise InputError("\n".join(reader.errors))
+    if reader.no_effect:
+        keys_of = ", ".join(line.partition(": ")[0] for line in reader.no_effect)
+        _log_once(logging.WARNING, f"{name}: accepted, no effect here (docs/deepspeed.md says why): {keys_of}")
     for line in reader.no_effect:
-        _log_once(f"{name}: {line}")
+        _log_once(logging.INFO, f"{name}: {line}")
     keys = validate(DeepSpeedKeys, data, places, name)
     _check(keys, name)
     sizes = _batch(keys, world_size, name, batch_required)
@@ -280,10 +283,10 @@ def _inside_hugging_face() -> bool:
 _logged: set[str] = set()
 
 
-def _log_once(line: str) -> None:
+def _log_once(level: int, line: str) -> None:
     """Once per process, and only by the first rank."""
     if line not in _logged and os.environ.get("RANK", "0") == "0":
-        logger.info("%s", line)
+        logger.log(level, "%s", line)
     _logged.add(line)
 
 

@@ -5,21 +5,23 @@ The pydantic classes below are the only list. A field is honoured unless it is m
     NoEffect("why")   read and type-checked, changes nothing here; one log line says so
     Refused("why")    an error where it asks for something; its value for "off" is let through, since configs carry many of them
 
-`table()` walks the classes; docs/deepspeed.md's table is written from it (`python -m zenspeed.compat.deepspeed_keys`).
+`table()` walks the classes; `python -m zenspeed.compat.deepspeed_keys docs/deepspeed.md` writes the table of that file from it.
 Names, types and defaults are those of DeepSpeed 0.19.8, and of older versions where a key lives on in configs in the wild.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field, Strict
 from pydantic.fields import FieldInfo
 
-from zenspeed.config import Config
+from zenspeed.config import Config, write_atomically
 
 
 @dataclass(frozen=True)
@@ -760,5 +762,12 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
+def write(path: Path) -> None:
+    """Puts the table between the two marks of a Markdown file."""
+    before, begin, rest = path.read_text(encoding="utf-8").partition("<!-- keys -->\n")
+    _, end, after = rest.partition("\n<!-- end of keys -->")
+    write_atomically(path, before + begin + markdown() + end + after)
+
+
 if __name__ == "__main__":
-    print(markdown())
+    write(Path(sys.argv[1])) if len(sys.argv) > 1 else print(markdown())
