@@ -3,8 +3,8 @@
     python benchmarks/fixed_time.py --data tinyshakespeare.txt --seconds 15 30 60 130
 
 Every figure is one run of `zenspeed train recipes/characters.yaml` as a user would start it: Python's start, imports, the
-tokenizer, training, and the evaluation on the whole validation split (the last tenth, in windows of the training context) all lie
-within the time. Results are appended to benchmarks/results/fixed_time.jsonl with machine, date and commit.
+tokenizer, training, and the evaluation on the whole validation split (the last tenth of the text, in windows of the training
+context) all lie within the time. Results are appended to benchmarks/results/fixed_time.jsonl with machine, date and commit.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class TrainConfig(Config):
     """Updates of the weights; the run ends after them."""
     minutes: float | None = Field(None, gt=0)
     """Wall time of the run from the start of the process to its end, evaluation and samples included; instead of steps."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(8, ge=1)
     """Sequences in one update, over all ranks and micro-batches."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Sequences in one forward and backward on one rank; null: the most that stay below 8,192 tokens."""
