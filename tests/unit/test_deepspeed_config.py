@@ -260,7 +260,7 @@ def test_auto_is_filled_or_dropped_inside_hugging_face(monkeypatch: pytest.Monke
     path = FILES / "hugging_face_auto.json"
     with pytest.raises(InputError) as error:
         load(path, world_size=1)
-    assert "hugging_face_auto.json:4: optimizer.params.lr:" in str(error.value)
+    assert "hugging_face_auto.json:5: optimizer.params.lr:" in str(error.value)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     filled = json.loads(path.read_text(encoding="utf-8")) | {"train_batch_size": 4}
     config = load(filled, world_size=1)
