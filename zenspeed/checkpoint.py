@@ -39,9 +39,9 @@ Entry = list[Any]  # [name, kind, shape, start, stop, key]
 
 
 class Checkpointer:
-    """Saves checkpoints of one run, in the background, and forgets old ones."""
+    """Saves checkpoints of one run, in the background, and forgets old ones; `keep` None: keeps all."""
 
-    def __init__(self, folder: Path, keep: int = 2, keep_best: bool = True, wait_seconds: float = 300.0) -> None:
+    def __init__(self, folder: Path, keep: int | None = 2, keep_best: bool = True, wait_seconds: float = 300.0) -> None:
         self.folder, self.keep, self.keep_best, self.wait_seconds = folder, keep, keep_best, wait_seconds
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         if self.rank == 0:
@@ -67,11 +67,13 @@ class Checkpointer:
         state: Mapping[str, Any],
         *,
         wait: bool = False,
+        name: str | None = None,
     ) -> None:
         """Copies the state now and writes it in the background; with `wait`, returns when it is on disk.
 
         Args:
             shards: (name, kind, shape of the whole, start, stop, elements) of this rank's part.
+            name: of the checkpoint's folder; default: `step-…`.
             state: JSON-safe, the same on all ranks; `state["metric"]`, lower is better, is what `keep_best` goes by.
 
         Raises:
@@ -85,7 +87,7 @@ class Checkpointer:
             tensors[key] = tensor.detach().to("cpu", copy=True).contiguous()
             entries.append([name, kind, list(shape), start, stop, key])
         part = {"entries": entries, "scalars": {k: dict(v) for k, v in scalars.items()}}
-        self._thread = threading.Thread(target=self._write, args=(step, tensors, part, dict(state)), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(step, name or f"step-{step:08d}", tensors, part, dict(state)))
         self._thread.start()
         if wait:
             self.wait()
@@ -99,8 +101,8 @@ class Checkpointer:
         if error is not None:
             raise error
 
-    def _write(self, step: int, tensors: dict[str, Tensor], part: dict[str, Any], state: dict[str, Any]) -> None:
-        partial = self.folder / f"step-{step:08d}.{self.attempt}.partial"
+    def _write(self, step: int, name: str, tensors: dict[str, Tensor], part: dict[str, Any], state: dict[str, Any]) -> None:
+        partial = self.folder / f"{name}.{self.attempt}.partial"
         try:
             partial.mkdir(parents=True, exist_ok=True)
             path = partial / f"rank-{self.rank:05d}.safetensors"
@@ -108,7 +110,7 @@ class Checkpointer:
             _flush(path)
             write_atomically(path.with_suffix(".json"), json.dumps(part))
             if self.rank == 0:
-                self._commit(step, partial, state)
+                self._commit(step, name, partial, state)
         except OSError as error:
             self._error = InputError(self._explain(step, error))
         except SafetensorError as error:  # how the library reports an I/O error
@@ -118,7 +120,7 @@ class Checkpointer:
         if self._error is not None:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def _commit(self, step: int, partial: Path, state: dict[str, Any]) -> None:
+    def _commit(self, step: int, name: str, partial: Path, state: dict[str, Any]) -> None:
         parts = [partial / f"rank-{rank:05d}.json" for rank in range(self.ranks)]
         deadline = time.monotonic() + self.wait_seconds
         while missing := [rank for rank, path in enumerate(parts) if not path.exists()]:
@@ -129,17 +131,18 @@ class Checkpointer:
         files = [_describe(path.with_suffix(suffix)) for path in parts for suffix in (".safetensors", ".json")]
         manifest = {"format": FORMAT, "step": step, "ranks": self.ranks, "files": files, "state": state}
         write_atomically(partial / "checkpoint.json", json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
-        final = self.folder / f"step-{step:08d}"
+        final = self.folder / name
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
         _flush(self.folder)
         write_atomically(self.folder / "latest", final.name)
-        self._forget_old()
+        if self.keep is not None:
+            self._forget_old(self.keep)
 
-    def _forget_old(self) -> None:
+    def _forget_old(self, keep: int) -> None:
         checkpoints = list_checkpoints(self.folder)
-        kept = set(checkpoints[-self.keep :])
+        kept = set(checkpoints[-keep:])
         if self.keep_best:
             scored = [(m, c) for c in checkpoints if (m := _metric(c)) is not None]
             kept |= {min(scored, key=lambda pair: pair[0])[1]} if scored else set()
@@ -175,6 +178,7 @@ class Checkpoint:
         self.ranks: int = self.manifest["ranks"]
         self.scalars: dict[str, dict[str, float]] = {}
         self.shapes: dict[str, torch.Size] = {}
+        self._shapes: dict[tuple[str, str], torch.Size] = {}
         self._entries: dict[tuple[str, str], list[tuple[int, int, Path, str]]] = {}
         for file in self.manifest["files"]:
             self._verify(folder / file["file"], file)
@@ -191,6 +195,7 @@ class Checkpoint:
         part = json.loads(path.read_text(encoding="utf-8"))
         for name, kind, shape, start, stop, key in part["entries"]:
             self._entries.setdefault((name, kind), []).append((start, stop, path.with_suffix(".safetensors"), key))
+            self._shapes[name, kind] = torch.Size(shape)
             if kind == "weight":
                 self.shapes[name] = torch.Size(shape)
         self.scalars |= part["scalars"]
@@ -219,6 +224,10 @@ class Checkpoint:
     def keys(self) -> set[tuple[str, str]]:
         """(parameter, kind) of all that is stored elementwise."""
         return set(self._entries)
+
+    def shapes_of(self, kind: str) -> dict[str, torch.Size]:
+        """Whole shapes of what is stored as `kind`, by parameter."""
+        return {name: shape for (name, k), shape in self._shapes.items() if k == kind}
 
     def weights(self) -> dict[str, Tensor]:
         """All weights, whole, fp32."""

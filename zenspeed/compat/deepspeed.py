@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from zenspeed.compat import deepspeed_config, lr_schedules
+from zenspeed.compat import deepspeed_config
 from zenspeed.compat.data import make_dataloader
 from zenspeed.compat.engine import DeepSpeedEngine
 from zenspeed.compat.optimizer import plan_client, plan_named
@@ -159,6 +159,8 @@ def _scheduler(engine: DeepSpeedEngine, given: Any, settings: Any) -> Any:
     chosen = settings.scheduler
     if chosen is None or chosen.type is None or engine.optimizer is None:
         return None
+    from zenspeed.compat import lr_schedules  # imports the schedules only where one is asked for
+
     return lr_schedules.build(chosen.type, dict(chosen.params or {}), engine.optimizer)
 
 
@@ -182,9 +184,7 @@ def init_distributed(
     if init_method is not None or (rank >= 0 and world_size > 0):
         backend = dist_backend or ("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         port = f"tcp://127.0.0.1:{distributed_port}"
-        dist.init_process_group(
-            backend, init_method=init_method or port, rank=rank, world_size=world_size, timeout=timeout
-        )
+        dist.init_process_group(backend, init_method=init_method or port, rank=rank, world_size=world_size, timeout=timeout)
         return
     start_world(timeout.total_seconds() if timeout else 1800.0)
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from zenspeed.compat import build, diagnose
+from zenspeed.compat import build, diagnose, zero
 from zenspeed.compat.checkpoint_io import CheckpointCalls
 from zenspeed.compat.optimizer import EngineOptimizer
 from zenspeed.compat.queries import Queries
@@ -35,6 +35,8 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
     """Made by `initialize`; see the module's docstring."""
 
     module: nn.Module
+    client_optimizer: Any
+    collate_fn: Any
 
     def __init__(
         self, module: nn.Module, plans: Callable[[nn.Module], list[OptimizerPlan]], config: Any, world: World, mesh_param: Any
@@ -64,6 +66,7 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
         self._start_core(plans(module), mesh_param)
         self.optimizer = EngineOptimizer(self, self.core.optimizers) if self.core.optimizers else None
         self.basic_optimizer = self.core.optimizers[0] if self.core.optimizers else None
+        zero.remember(self)
         self.param_names = {p: n for n, p in module.named_parameters()}
 
     def _start_core(self, plans: list[OptimizerPlan], mesh_param: Any) -> None:
@@ -165,7 +168,9 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
     def no_sync(self) -> Iterator[None]:
         """Gradients of backward inside are not summed over ranks yet (stages 0 and 1; 2 and 3 keep no whole gradients)."""
         if self.zero_optimization_stage() >= 2:
-            raise InputError(f"no_sync: stage {self.zero_optimization_stage()} sums gradients at every backward; use stage 0 or 1")
+            raise InputError(
+                f"no_sync: stage {self.zero_optimization_stage()} sums gradients at every backward; use stage 0 or 1"
+            )
         self._hold = True
         try:
             yield
@@ -233,7 +238,7 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
             if p.grad is not None and self.core.zero.bucket_of(p) is None:
                 p.grad = None
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Whole weights at every stage, under names that begin with `module.`; at stage 3 all ranks must call it."""
         with self.gathered():
             state = super().state_dict(*args, **kwargs)
@@ -273,5 +278,3 @@ def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 def _detached(value: Any) -> Any:
     return _map(value, lambda t: t.detach())
-
-

@@ -39,8 +39,10 @@ def plan_client(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Opt
     """The plan that exchanges the parameters of a constructed optimizer for slices, and keeps everything else of it."""
     name = type(optimizer).__name__
     if name in REFUSED:
-        raise InputError(f"optimizer {name}: {REFUSED[name]}; give Adam, AdamW, SGD, Lion, Lamb, Muon or another of torch.optim")
-    if optimizer.state:
+        raise InputError(
+            f"optimizer {name}: {REFUSED[name]}; give Adam, AdamW, SGD, Lion, Lamb, Muon or another of torch.optim"
+        )
+    if any(float(state.get("step", 1)) > 0 for state in optimizer.state.values()):
         raise InputError(
             f"optimizer {name} has state already, of whole parameters; give it to initialize() fresh and load a saved state by "
             "engine.load_checkpoint"
@@ -51,6 +53,12 @@ def plan_client(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Opt
     def build(sliced: list[dict[str, Any]]) -> torch.optim.Optimizer:
         for mine, given in zip(optimizer.param_groups, sliced, strict=True):
             mine["params"] = given["params"]
+        if optimizer.state:  # Adagrad makes its state, of whole parameters, when it is constructed
+            optimizer.state.clear()
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    start = group.get("initial_accumulator_value", 0.0)
+                    optimizer.state[p] = {"step": torch.zeros(()), "sum": torch.full_like(p, start)}
         return optimizer
 
     return [OptimizerPlan(build, groups, [{"lr": g.get("lr", 0.0)} for g in optimizer.param_groups], always=True)]
@@ -76,7 +84,9 @@ def _construct(kind: str, name: str, groups: list[dict[str, Any]], params: dict[
     constructor = ours.get(kind) or getattr(torch.optim, kind, None)
     if not (isinstance(constructor, type) and issubclass(constructor, torch.optim.Optimizer)):
         known = [*NAMED.values(), *(n for n in dir(torch.optim) if n[0].isupper())]
-        raise InputError(f"optimizer.type {name}: no such optimizer{nearest(name, known)} (any of torch.optim, Lamb, Lion, Muon)")
+        raise InputError(
+            f"optimizer.type {name}: no such optimizer{nearest(name, known)} (any of torch.optim, Lamb, Lion, Muon)"
+        )
     if not params.pop("bias_correction", True):
         raise InputError(f"optimizer.params.bias_correction false: {kind} corrects its bias here; leave the key out")
     params = {k: v for k, v in params.items() if k not in KERNEL_OPTIONS}
@@ -150,7 +160,7 @@ def _no_twice(groups: Sequence[Group]) -> None:
 
 
 class EngineOptimizer(torch.optim.Optimizer):
-    """What `initialize` returns as the optimizer: the rates to read and write, the loss scale, whether the last update overflowed.
+    """What `initialize` returns as the optimizer: rates to read and write, loss scale, overflow of the last update.
 
     `param_groups` are the live groups of the optimizer inside; their tensors are this rank's slices.
     """

@@ -142,7 +142,9 @@ class Queries:
         """Prints a line every `steps_per_print` updates, on rank 0."""
         every = self._config.steps_per_print
         if every and every != float("inf") and self.global_rank == 0 and self.global_steps % int(every) == 0:
-            print(f"step={self.global_steps}, skipped={self.skipped_steps}, lr={self.get_lr()}, mom={self.get_mom()}", flush=True)
+            print(
+                f"step={self.global_steps}, skipped={self.skipped_steps}, lr={self.get_lr()}, mom={self.get_mom()}", flush=True
+            )
 
     def destroy(self) -> None:
         """Gives up what runs in the background; process groups stay."""
