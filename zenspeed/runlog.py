@@ -25,7 +25,8 @@ class RunLog:
             folder.mkdir(parents=True, exist_ok=True)
             if resumed_step is not None:
                 _forget_after(folder / METRICS, resumed_step)
-            self._file = (folder / METRICS).open("a", encoding="utf-8")
+            # What a run left that never came to a checkpoint cannot be gone on from, and would only be mixed in.
+            self._file = (folder / METRICS).open("w" if resumed_step is None else "a", encoding="utf-8")
             write_atomically(folder / "environment.json", json.dumps(environment(), indent=1))
         except OSError as error:
             raise InputError(f"{folder}: cannot be written: {error.strerror}; give another: --set run.folder=…") from None
