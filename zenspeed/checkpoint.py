@@ -82,10 +82,10 @@ class Checkpointer:
         self.wait()
         tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
         entries: list[Entry] = []
-        for name, kind, shape, start, stop, tensor in shards:
-            key = f"{kind}/{name}/{start}"
+        for parameter, kind, shape, start, stop, tensor in shards:
+            key = f"{kind}/{parameter}/{start}"
             tensors[key] = tensor.detach().to("cpu", copy=True).contiguous()
-            entries.append([name, kind, list(shape), start, stop, key])
+            entries.append([parameter, kind, list(shape), start, stop, key])
         part = {"entries": entries, "scalars": {k: dict(v) for k, v in scalars.items()}}
         self._thread = threading.Thread(target=self._write, args=(step, name or f"step-{step:08d}", tensors, part, dict(state)))
         self._thread.start()
