@@ -10,13 +10,15 @@ the process group, where waiting has an end: a rank that does not come is named.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zenspeed.checkpoint import Checkpoint, Checkpointer
@@ -45,6 +47,8 @@ class CheckpointCalls:
     global_samples: int
     skipped_steps: int
     micro_steps: int
+
+    gathered: Callable[[], AbstractContextManager[None]]
 
     checkpoint_wait_seconds = 300.0
     """How long saving waits for the other ranks."""
@@ -80,6 +84,24 @@ class CheckpointCalls:
             self._meet("saved", "done")
             if not save_latest and self.global_rank == 0:
                 _write_latest(Path(save_dir), before)
+        return True
+
+    def save_16bit_model(
+        self, save_dir: str | Path, save_filename: str = "model.safetensors", exclude_frozen_parameters: bool = False
+    ) -> bool:
+        """The whole module's weights in the precision they have, as one safetensors file. All ranks call it.
+
+        Raises:
+            InputError: `save_filename` does not end in .safetensors; a pickle can run code where it is loaded.
+        """
+        if not save_filename.endswith(".safetensors"):
+            raise InputError(f"save_16bit_model: {save_filename}: only .safetensors is written, no pickle; rename it")
+        with self.gathered():
+            if self.global_rank == 0:
+                left_out = {n for n, p in self.module.named_parameters() if not p.requires_grad and exclude_frozen_parameters}
+                state = {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items() if n not in left_out}
+                Path(save_dir).mkdir(parents=True, exist_ok=True)
+                save_file(state, Path(save_dir) / save_filename, metadata={"format": "pt"})
         return True
 
     def wait_for_checkpoint(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -33,6 +34,7 @@ class Queries:
     skipped_steps: int
     global_rank: int
     lr_scheduler: Any
+    wait_for_checkpoint: Callable[[], None]
 
     # Batches ----------------------------------------------------------------------------------------------------------
 
@@ -146,5 +148,12 @@ class Queries:
                 f"step={self.global_steps}, skipped={self.skipped_steps}, lr={self.get_lr()}, mom={self.get_mom()}", flush=True
             )
 
+    def compile(self, backend: str = "inductor", compile_kwargs: dict[str, Any] | None = None, schedule: Any = None) -> None:
+        """Compiles the module's forward in place by torch.compile, at its first call."""
+        if schedule is not None:
+            raise InputError("compile: schedule is not supported; leave it out")
+        self.module.compile(backend=backend, **(compile_kwargs or {}))
+
     def destroy(self) -> None:
-        """Gives up what runs in the background; process groups stay."""
+        """Waits for a save in the background; process groups stay."""
+        self.wait_for_checkpoint()
