@@ -1,44 +1,154 @@
-"""Several processes on this machine, on torch elastic: when one fails, all end, and its number and last words are reported."""
+"""Several processes on this machine, on torch elastic: when one fails, all end, and its number and last words are reported.
+
+torch elastic also brings machines together (`Rendezvous`): each runs this same launcher, and a store that all can reach
+numbers their processes.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
+import threading
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from zenspeed.errors import InputError
 from zenspeed.machine import usable_cores
 
+GRACE_SECONDS = 15
+"""From the request to end until a process is killed: all have ended within 30 s of the first failure."""
+LAST_LINES = 20
+# What a rank says when another one has gone; it is not the cause.
+VICTIM = re.compile(r"Connection (closed|reset) by peer|Broken pipe|recvValue failed|NCCL.*(remote process|aborted)", re.I)
 
-def launch(num_processes: int, command: Sequence[str]) -> int:
-    """Runs `python command…` in `num_processes` processes; returns the exit code of the first that failed, or 0."""
-    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+class _NoPrefix(str):
+    """An empty template for the beginning of lines that torch elastic does not take for "none given"."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """How machines find each other. The default is this machine alone."""
+
+    nodes: str = "1"
+    """Number of machines, or "MIN:MAX" where they may come and go."""
+    backend: str = "c10d"
+    """`c10d`: any machine, in any order, at `endpoint`; `static`: machine number `node_rank`, the store is on number 0."""
+    endpoint: str = ""
+    """host:port of the store; empty: a free port of this machine."""
+    id: str = "zenspeed"
+    """Name of the run, the same on all machines."""
+    node_rank: int = 0
+    max_restarts: int = 0
+    """How often all processes are started anew after a failure."""
+
+    def span(self) -> tuple[int, int]:
+        """Least and greatest number of machines."""
+        least, _, most = self.nodes.partition(":")
+        try:
+            span = int(least), int(most or least)
+        except ValueError:
+            raise InputError(f"--nnodes {self.nodes}: expected a number or MIN:MAX, as in --nnodes 2 or --nnodes 1:4") from None
+        if not 1 <= span[0] <= span[1]:
+            raise InputError(f"--nnodes {self.nodes}: expected 1 ≤ MIN ≤ MAX")
+        return span
+
+
+def launch(num_processes: int, command: Sequence[str], rendezvous: Rendezvous | None = None) -> int:
+    """Runs `command` in `num_processes` processes here; returns the exit code of the first that failed, or 0.
+
+    Every process finds RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment.
+    `${local_rank}` in an argument becomes its number on this machine.
+    """
+    rendezvous = rendezvous or Rendezvous()
+    least, most = rendezvous.span()
+    if most > 1 and not rendezvous.endpoint:
+        raise InputError("several machines need a place to meet: --rdzv-endpoint HOST:PORT, the same on all of them")
     # Each process gets its share of the cores; torch elastic's own default is one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // num_processes)))
     with tempfile.TemporaryDirectory(prefix="zenspeed-launch-") as logs:
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=num_processes,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            run_id="local",
-            max_restarts=0,
-            monitor_interval=0.1,
-            logs_specs=DefaultLogsSpecs(log_dir=logs),
-        )
-        try:
-            elastic_launch(config, sys.executable)(*command)
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            code = failure.exitcode
-            if code not in (2, 130):  # those two have said what they had to say
-                how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-                print(f"error: rank {rank} {how}; the other ranks were stopped", file=sys.stderr)
-            return code if code > 0 else 128 - code
-        except SignalException as error:
-            return 128 + int(error.sigval)
+        return _run(_config(num_processes, rendezvous, (least, most), logs), command, Path(logs))
+
+
+def _config(num_processes: int, rendezvous: Rendezvous, nodes: tuple[int, int], logs: str) -> Any:
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(
+        min_nodes=nodes[0],
+        max_nodes=nodes[1],
+        nproc_per_node=num_processes,
+        rdzv_backend=rendezvous.backend,
+        rdzv_endpoint=rendezvous.endpoint or "localhost:0",
+        rdzv_configs={"rank": rendezvous.node_rank} if rendezvous.backend == "static" else {},
+        run_id=rendezvous.id,
+        max_restarts=rendezvous.max_restarts,
+        monitor_interval=0.1,
+        shutdown_timeout=GRACE_SECONDS,
+        # The error stream goes through a file, so that its last lines can be said again; it is shown as it comes.
+        logs_specs=DefaultLogsSpecs(log_dir=logs, tee=Std.ERR),
+        log_line_prefix_template=_NoPrefix(),
+    )
+
+
+def _run(config: Any, command: Sequence[str], logs: Path) -> int:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    try:
+        elastic_launch(config, command[0])(*command[1:])
+    except ChildFailedError as error:
+        return _report(error, logs)
+    except SignalException as error:
+        return 128 + int(error.sigval)
     return 0
+
+
+def _report(error: Any, logs: Path) -> int:
+    """Names the rank that failed first, and what it said last."""
+    words = {f.local_rank: last_lines(logs, f.local_rank) for f in error.failures.values()}
+    first = min(error.failures.items(), key=lambda f: (_is_victim(f[1], words), f[1].timestamp))
+    rank, failure = first
+    code = failure.exitcode
+    if code not in (2, 130):  # those two have said what they had to say
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        said = words[failure.local_rank]
+        tail = "; its last lines:\n" + "\n".join(f"  {line}" for line in said) if said else ""
+        print(f"error: rank {rank} {how}; the other ranks were stopped{tail}", file=sys.stderr, flush=True)
+    return code if code > 0 else 128 - code
+
+
+def _is_victim(failure: Any, words: dict[int, list[str]]) -> bool:
+    return any(VICTIM.search(line) for line in words[failure.local_rank])
+
+
+def last_lines(logs: Path, local_rank: int) -> list[str]:
+    """The end of what a process wrote to its error stream."""
+    files = sorted(logs.glob(f"*/attempt_*/{local_rank}/stderr.log"), key=lambda p: p.stat().st_mtime)
+    if not files:
+        return []
+    with files[-1].open(encoding="utf-8", errors="replace") as file:
+        return [line.rstrip() for line in deque(file, LAST_LINES) if line.strip()]
+
+
+def end_with_input() -> None:
+    """Ends this process when its standard input closes: how a machine started by ssh learns that the first one has gone."""
+    import signal
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

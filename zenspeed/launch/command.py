@@ -1,0 +1,150 @@
+"""What `zenspeed launch` does with its options: here, on machines reached by ssh, or as one of several started by hand."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zenspeed.errors import InputError
+from zenspeed.launch.hosts import Slots, choose, limit, read_hostfile
+from zenspeed.launch.local import Rendezvous, end_with_input, launch
+from zenspeed.launch.ssh import Ssh, commands, environment_files, run, variables
+
+VERBS = ("train", "resume")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of the command line; None or empty is not given."""
+
+    num_processes: int | None = None
+    module: bool = False
+    as_deepspeed: bool = False
+    local_rank_argument: bool = True
+    num_nodes: int | None = None
+    hostfile: Path | None = None
+    include: str = ""
+    exclude: str = ""
+    master_address: str | None = None
+    master_port: int | None = None
+    ssh: bool = True
+    ssh_port: int | None = None
+    nodes: str | None = None
+    node_rank: int | None = None
+    rdzv: dict[str, str] = field(default_factory=dict)
+    """Backend, endpoint and id, where given."""
+    max_restarts: int = 0
+    end_with_input: bool = False
+
+
+def start(options: Options, arguments: Sequence[str]) -> int:
+    """Runs `arguments` (a verb, a script or a module, and what it gets) as `options` say; the exit code.
+
+    Raises:
+        InputError: options that do not go together, or nothing that can be run.
+    """
+    target = command_of(options, arguments)
+    hosts = machines(options)
+    if hosts is None or (len(hosts) == 1 and next(iter(hosts)) in ("localhost", "127.0.0.1")) or not options.ssh:
+        return _here(options, target, hosts)
+    ssh = Ssh(options.ssh_port, options.master_address, options.master_port or 29500)
+    passed_on = variables(os.environ, environment_files() if options.as_deepspeed else ())
+    return run(hosts, commands(hosts, ssh, [*_same_options(options), *arguments], passed_on))
+
+
+def command_of(options: Options, arguments: Sequence[str]) -> list[str]:
+    """The command of one process."""
+    if not arguments:
+        raise InputError(
+            "launch runs train, resume, a script (.py) or -m module, got nothing: zenspeed launch -n 2 train x.yaml"
+        )
+    target, rest = arguments[0], list(arguments[1:])
+    number = ["--local_rank=${local_rank}"] if options.as_deepspeed and options.local_rank_argument else []
+    if options.module:
+        return [sys.executable, "-u", "-m", target, *number, *rest]
+    if target in VERBS:
+        return [sys.executable, "-m", "zenspeed", target, *rest]
+    if target.endswith(".py") or Path(target).is_file():
+        if not Path(target).is_file():
+            raise InputError(f"launch: {target}: no such file")
+        return [sys.executable, "-u", target, *number, *rest]
+    raise InputError(f"launch runs train, resume, a script (.py) or -m module, got {target}: zenspeed launch -n 2 train x.yaml")
+
+
+def machines(options: Options) -> Slots | None:
+    """Machines and slots where a hostfile or a filter speaks of them; None: this machine, any number of processes."""
+    if (options.include or options.exclude) and (options.num_nodes is not None or options.num_processes is not None):
+        raise InputError("--include and --exclude choose the slots themselves; leave out --num_nodes, --num_gpus and -n")
+    if options.hostfile is not None:
+        if options.nodes is not None:
+            raise InputError("--hostfile and --nnodes are two ways to name machines; keep one")
+        hosts = choose(read_hostfile(options.hostfile), options.include, options.exclude)
+        return limit(hosts, options.num_nodes, options.num_processes)
+    if options.include or options.exclude:
+        return choose({"localhost": list(range(max(1, _accelerators())))}, options.include, options.exclude)
+    if (options.num_nodes or 1) > 1 and options.ssh:
+        raise InputError(f"--num_nodes {options.num_nodes} needs --hostfile FILE, or --no_ssh and --node_rank on each machine")
+    return None
+
+
+def _here(options: Options, target: list[str], hosts: Slots | None) -> int:
+    """This machine's part."""
+    if options.as_deepspeed:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(shim_folder()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    rendezvous = _rendezvous(options, hosts)
+    count = options.num_processes
+    if hosts is not None:
+        slots = list(hosts.values())[rendezvous.node_rank if len(hosts) > 1 else 0]
+        count = len(slots)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, slots))
+    if options.end_with_input:
+        end_with_input()
+    return launch(count or (max(1, _accelerators()) if options.as_deepspeed else 1), target, rendezvous)
+
+
+def _rendezvous(options: Options, hosts: Slots | None) -> Rendezvous:
+    nodes = options.nodes or str(len(hosts) if hosts is not None and len(hosts) > 1 else options.num_nodes or 1)
+    address, port = options.master_address, options.master_port or 29500
+    static = options.rdzv.get("backend") == "static" or (options.node_rank is not None and "endpoint" not in options.rdzv)
+    if nodes == "1" and not options.rdzv:
+        static = False
+    if static and not (address or options.rdzv.get("endpoint")):
+        raise InputError("--node_rank needs --master_addr, the machine with number 0, or use --rdzv-endpoint instead")
+    if nodes != "1" and options.node_rank is None and not options.rdzv.get("endpoint"):
+        raise InputError(
+            f"{nodes} machines: give --rdzv-endpoint HOST:PORT, or --master_addr and --node_rank, or a --hostfile with ssh"
+        )
+    return Rendezvous(
+        nodes=nodes,
+        backend="static" if static else options.rdzv.get("backend", "c10d"),
+        endpoint=options.rdzv.get("endpoint") or (f"{address}:{port}" if static else ""),
+        id=options.rdzv.get("id", "zenspeed"),
+        node_rank=options.node_rank or 0,
+        max_restarts=options.max_restarts,
+    )
+
+
+def _same_options(options: Options) -> list[str]:
+    """What every machine must be told again."""
+    given = {
+        "--as-deepspeed": options.as_deepspeed,
+        "--no-local-rank": not options.local_rank_argument,
+        "--module": options.module,
+    }
+    return [name for name, on in given.items() if on]
+
+
+def shim_folder() -> Path:
+    """The folder that makes `import deepspeed` zenspeed when it stands on PYTHONPATH."""
+    import zenspeed.compat
+
+    return Path(zenspeed.compat.__file__).parent / "shim"
+
+
+def _accelerators() -> int:
+    import torch
+
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
