@@ -25,7 +25,7 @@ class Display:
 
     def progress(self, status: Mapping[str, Any]) -> None:
         """Shows how a run stands: redraws the live line, or prints it if the last plain one is some seconds old."""
-        line = progress_line(status)
+        line = progress_line(status, compact=self.console.is_terminal and self.console.width < 120)
         if not self.console.is_terminal:
             if time.monotonic() - self._last_plain >= PLAIN_SECONDS:
                 self._last_plain = time.monotonic()
@@ -44,22 +44,34 @@ class Display:
             self._live = None
 
 
-def progress_line(status: Mapping[str, Any]) -> str:
+def progress_line(status: Mapping[str, Any], *, compact: bool = False) -> str:
+    """One line; `compact` fits a terminal of 80 columns."""
+    validation = status.get("validation_loss")
+    if compact:
+        parts = [
+            f"{status['step']}" + (f"/{status['steps']}" if status.get("steps") else ""),
+            f"{100 * status['progress']:.0f}%",
+            f"loss {status['loss']:.3f}",
+            f"val {validation:.3f}" if validation is not None else "",
+            f"lr {status['lr']:.1e}",
+            f"{status['tokens_per_second'] / 1000:.1f}k tok/s",
+            f"MFU {100 * status['mfu']:.0f}%",
+            f"{status['memory_bytes'] / 2**30:.1f}G",
+            f"{_duration(status['seconds_left'])} left",
+        ]
+        return " ".join(filter(None, parts))
     parts = [
         f"step {status['step']}" + (f"/{status['steps']}" if status.get("steps") else ""),
         f"{100 * status['progress']:3.0f} %",
         f"loss {status['loss']:.4f}",
-    ]
-    if status.get("validation_loss") is not None:
-        parts.append(f"val {status['validation_loss']:.4f}")
-    parts += [
+        f"val {validation:.4f}" if validation is not None else "",
         f"lr {status['lr']:.2e}",
         f"{status['tokens_per_second']:,.0f} tok/s",
         f"MFU {100 * status['mfu']:.0f} %",
         f"{status['memory_bytes'] / 2**30:.2f} GiB",
         f"{_duration(status['seconds_left'])} left",
     ]
-    return " · ".join(parts)
+    return " · ".join(filter(None, parts))
 
 
 def _duration(seconds: float) -> str:
