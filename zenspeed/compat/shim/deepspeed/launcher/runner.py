@@ -1,0 +1,3 @@
+"""The name of the file with variables for other machines."""
+
+DEEPSPEED_ENVIRONMENT_NAME = ".deepspeed_env"

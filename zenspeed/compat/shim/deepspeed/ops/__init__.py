@@ -1,0 +1,3 @@
+"""Optimizers under the names scripts know."""
+
+from . import adagrad, adam, lamb, lion  # noqa: F401

@@ -1,0 +1,5 @@
+"""Optimizers."""
+
+from zenspeed.compat.ops import DeepSpeedCPUAdagrad
+
+__all__ = ["DeepSpeedCPUAdagrad"]

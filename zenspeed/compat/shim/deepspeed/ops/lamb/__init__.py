@@ -1,0 +1,5 @@
+"""Optimizers."""
+
+from zenspeed.compat.ops import FusedLamb
+
+__all__ = ["FusedLamb"]

@@ -1,0 +1,5 @@
+"""Loaders."""
+
+from zenspeed.compat.data import RepeatingLoader
+
+__all__ = ["RepeatingLoader"]

@@ -1,0 +1,5 @@
+"""The engine."""
+
+from zenspeed.compat.engine import DeepSpeedEngine
+
+__all__ = ["DeepSpeedEngine"]
