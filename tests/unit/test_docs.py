@@ -30,7 +30,7 @@ def commands(text: str) -> list[str]:
 
 
 def figures(text: str) -> list[list[str]]:
-    return [re.findall(r"\d[\d.,]*", line) for line in text.splitlines() if line.startswith("|")]
+    return [sorted(re.findall(r"\d+(?:[.,]\d+)*", line)) for line in text.splitlines() if line.startswith("|")]
 
 
 def test_both_readmes_have_the_same_commands_and_figures() -> None:

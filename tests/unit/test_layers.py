@@ -32,7 +32,7 @@ ALLOWED = {
     "display": "",
     "info": "machine",
     "train": "engine models data checkpoint evaluate generate optim parallel recipe runlog display machine config errors",
-    "launch": "machine config errors",
+    "launch": "*",
     "compat": "*",
     "cli": "*",
     "__main__": "cli",
