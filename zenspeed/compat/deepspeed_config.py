@@ -77,7 +77,12 @@ def load(
         _log_once(logging.WARNING, f"{name}: accepted, no effect here (docs/deepspeed.md says why): {keys_of}")
     for line in reader.no_effect:
         _log_once(logging.INFO, f"{name}: {line}")
+    validate(DeepSpeedKeys, data, places, name)  # types of what has no effect count too
+    for path in reader.without_effect:
+        _remove(data, path)
     keys = validate(DeepSpeedKeys, data, places, name)
+    if keys.dump_state:
+        _log_once(logging.WARNING, f"{name}: {json.dumps(raw, default=str)}")
     _check(keys, name)
     sizes = _batch(keys, world_size, name, batch_required)
     fields = {k: getattr(keys, k) for k in DeepSpeedKeys.model_fields}
@@ -157,6 +162,7 @@ class _Reader:
         self.places, self.name = places, name
         self.errors: list[str] = []
         self.no_effect: list[str] = []
+        self.without_effect: list[Path_] = []
         self.hugging_face = _inside_hugging_face()
 
     def section(self, kind: type[Config], data: Mapping[str, Any], path: Path_) -> dict[str, Any]:
@@ -179,6 +185,8 @@ class _Reader:
             elif section is not None:
                 self.inner_section(section, value, here, out)
             elif self.keep(status_of(field), value, field.default, (*path, str(given))):
+                if isinstance(status_of(field), NoEffect):
+                    self.without_effect.append(here)
                 inner = next((m for m in field.metadata if isinstance(m, Inner)), None)
                 free = isinstance(value, Mapping) and status_of(field) is None
                 out[key] = self.free(value, here, inner) if free else value
@@ -241,6 +249,13 @@ class _Reader:
     def error(self, path: Path_, message: str) -> None:
         place = next((self.places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.places), self.name)
         self.errors.append(f"{place}: {'.'.join(path)}: {message}")
+
+
+def _remove(data: dict[str, Any], path: Path_) -> None:
+    """What has no effect stays at its default, so that it cannot have one."""
+    for key in path[:-1]:
+        data = data[key]
+    data.pop(path[-1], None)
 
 
 def _old_forms(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,12 +122,15 @@ class OffloadOptimizer(Config):
     """share of cores for SuperOffload"""
 
 
+_BLOCKS = "stage 3 gathers the outermost repeated blocks, whatever is inside them"
+
+
 class LeafModule(Config):
-    classes: list[Text] = Field([])
+    classes: Annotated[list[Text], NoEffect(_BLOCKS)] = Field([])
     """class names of modules gathered as one at stage 3"""
-    names: list[Text] = Field([])
+    names: Annotated[list[Text], NoEffect(_BLOCKS)] = Field([])
     """names of such modules"""
-    name_suffixes: list[Text] = Field([])
+    name_suffixes: Annotated[list[Text], NoEffect(_BLOCKS)] = Field([])
     """endings of such names"""
 
 
@@ -142,7 +145,7 @@ class ZeroOptimization(Config):
     """weights on the host, stage 3"""
     zero_hpz_partition_size: Positive = 1
     """ranks over which weights are split; the rest are replicas (hybrid sharding)"""
-    stage3_gather_16bit_weights_on_model_save: Bool = False
+    stage3_gather_16bit_weights_on_model_save: Annotated[Bool, NoEffect("save_16bit_model always writes all weights")] = False
     """save_16bit_model gathers the weights at stage 3"""
     leaf_module: LeafModule = LeafModule()
     """modules gathered as one at stage 3"""
@@ -334,7 +337,9 @@ _NO_MODEL_RANKS = "activations are not split: there are no tensor-parallel ranks
 
 
 class ActivationCheckpointing(Config):
-    cpu_checkpointing: Bool = False
+    cpu_checkpointing: Annotated[
+        Any, Refused("saved activations stay where they are; leave it out, recomputation itself works")
+    ] = False
     """move saved activations to the host"""
     partition_activations: Annotated[Bool, NoEffect(_NO_MODEL_RANKS)] = False
     """split saved activations over model-parallel ranks"""
@@ -348,60 +353,63 @@ class ActivationCheckpointing(Config):
     """time the checkpoints"""
 
 
+_OFF = "read only where the section is enabled"
+
+
 class FlopsProfiler(Config):
-    enabled: Bool = False
+    enabled: Annotated[Any, Refused("FLOPs per module are not counted yet; set it to false")] = False
     """profile one step on rank 0"""
-    profile_step: Natural = 1
+    profile_step: Annotated[Natural, NoEffect(_OFF)] = 1
     """the step"""
-    module_depth: Int = -1
+    module_depth: Annotated[Int, NoEffect(_OFF)] = -1
     """depth of the aggregate, -1 is the innermost"""
-    top_modules: Positive = 1
+    top_modules: Annotated[Positive, NoEffect(_OFF)] = 1
     """how many modules to print per depth"""
-    detailed: Bool = True
+    detailed: Annotated[Bool, NoEffect(_OFF)] = True
     """print every module"""
-    output_file: Text | None = None
+    output_file: Annotated[Text | None, NoEffect(_OFF)] = None
     """write there instead of standard output"""
-    recompute_fwd_factor: Number = 0.0
+    recompute_fwd_factor: Annotated[Number, NoEffect(_OFF)] = 0.0
     """adds this times the forward for recomputation"""
 
 
 class TensorBoard(Config):
-    enabled: Bool = False
+    enabled: Annotated[Any, Refused("this monitor is not built yet; steps_per_print logs; set it to false")] = False
     """write event files"""
-    output_path: Text = ""
+    output_path: Annotated[Text, NoEffect(_OFF)] = ""
     """folder"""
-    job_name: Text = "DeepSpeedJobName"
+    job_name: Annotated[Text, NoEffect(_OFF)] = "DeepSpeedJobName"
     """folder inside it"""
 
 
 class CsvMonitor(Config):
-    enabled: Bool = False
+    enabled: Annotated[Any, Refused("this monitor is not built yet; steps_per_print logs; set it to false")] = False
     """one CSV file per figure"""
-    output_path: Text = ""
+    output_path: Annotated[Text, NoEffect(_OFF)] = ""
     """folder"""
-    job_name: Text = "DeepSpeedJobName"
+    job_name: Annotated[Text, NoEffect(_OFF)] = "DeepSpeedJobName"
     """folder inside it"""
 
 
 class Wandb(Config):
-    enabled: Bool = False
+    enabled: Annotated[Any, Refused("this monitor is not built yet; steps_per_print logs; set it to false")] = False
     """Weights & Biases, where it is installed"""
-    group: Text | None = None
+    group: Annotated[Text | None, NoEffect(_OFF)] = None
     """group"""
-    team: Text | None = None
+    team: Annotated[Text | None, NoEffect(_OFF)] = None
     """team"""
-    project: Text = "deepspeed"
+    project: Annotated[Text, NoEffect(_OFF)] = "deepspeed"
     """project"""
 
 
 class CommsLogger(Config):
-    enabled: Bool = False
+    enabled: Annotated[Any, Refused("collectives are not logged yet; torch.profiler shows them; set it to false")] = False
     """count collectives, their bytes and time"""
-    verbose: Bool = False
+    verbose: Annotated[Bool, NoEffect(_OFF)] = False
     """log every call"""
-    prof_all: Bool = True
+    prof_all: Annotated[Bool, NoEffect(_OFF)] = True
     """all operations"""
-    prof_ops: list[Text] = Field([])
+    prof_ops: Annotated[list[Text], NoEffect(_OFF)] = Field([])
     """their names when not all"""
     debug: Annotated[Bool, NoEffect("callers are not looked up")] = False
     """log callers"""
@@ -432,6 +440,9 @@ class Checkpoint(Config):
     """the fast writer"""
 
 
+_PRESCALED = "gradients are always divided before the sum; the mean is the same"
+
+
 class DeepSpeedKeys(Config):
     """The top level of a DeepSpeed config."""
 
@@ -443,9 +454,9 @@ class DeepSpeedKeys(Config):
     """micro-batches per update"""
     gradient_clipping: Annotated[float, Strict(), Field(ge=0)] = 1.0
     """greatest global 2-norm; 0 is off"""
-    prescale_gradients: Bool = False
+    prescale_gradients: Annotated[Bool, NoEffect(_PRESCALED)] = False
     """divide before the sum over ranks instead of after"""
-    gradient_predivide_factor: Annotated[float, Strict(), Field(gt=0)] = 1.0
+    gradient_predivide_factor: Annotated[float, Strict(), Field(gt=0), NoEffect(_PRESCALED)] = 1.0
     """divide by this before the sum, by the rest after"""
     gradient_allreduce_op: Literal["mean", "sum"] = "mean"
     """sum: do not divide by the number of ranks"""
@@ -473,9 +484,9 @@ class DeepSpeedKeys(Config):
     """saving and loading"""
     steps_per_print: Positive | Annotated[float, Strict(), Field(gt=0)] | None = None
     """updates between log lines; infinity or null is never"""
-    wall_clock_breakdown: Bool = False
+    wall_clock_breakdown: Annotated[Any, Refused("times are not logged yet; set it to false")] = False
     """log times of forward, backward and step"""
-    memory_breakdown: Bool = False
+    memory_breakdown: Annotated[Bool, NoEffect("memory is not logged yet")] = False
     """log memory"""
     flops_profiler: FlopsProfiler = FlopsProfiler()
     """FLOPs per module"""

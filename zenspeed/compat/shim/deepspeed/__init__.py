@@ -7,7 +7,7 @@ where `zenspeed shim` was put there by hand).
 import atexit
 from typing import NoReturn
 
-import torch  # noqa: F401  (scripts reach for deepspeed.torch)
+import torch
 
 from zenspeed.compat import checkpointing as checkpointing
 from zenspeed.compat import zero as zero
