@@ -29,8 +29,8 @@ class LossScaler:
         self.skipped = self.skipped + 1 if overflow else 0
         if self.skipped >= self.patience:
             raise InputError(
-                f"{self.skipped} updates in a row had gradients that are not finite, with loss scale {self.scale:g}, which does "
-                "not change: the model or its data give NaN or infinity; lower the learning rate, clip gradients, look at the "
+                f"{self.skipped} updates in a row had gradients that are not finite, with loss scale {self.scale:g}, which "
+                "does not change: the model or its data give NaN or infinity; lower the learning rate, clip gradients, look at the "
                 "module named in the warnings, and go on from the last good checkpoint"
             )
 
@@ -49,7 +49,7 @@ class DynamicLossScaler(LossScaler):
     Args:
         scale: the first scale, usually a power of two.
         window: clean updates between doublings.
-        hysteresis: the overflow that halves: 2 forgives one. Restored at a doubling, or, with `consecutive`, by any clean update.
+        hysteresis: the overflow that halves: 2 forgives one. Restored at a doubling, or by any clean update with `consecutive`.
         minimum: never below; an overflow that would have to go below ends training.
     """
 
