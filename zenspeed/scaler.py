@@ -30,8 +30,8 @@ class LossScaler:
         if self.skipped >= self.patience:
             raise InputError(
                 f"{self.skipped} updates in a row had gradients that are not finite, with loss scale {self.scale:g}, which "
-                "does not change: the model or its data give NaN or infinity; lower the learning rate, clip gradients, look at the "
-                "module named in the warnings, and go on from the last good checkpoint"
+                "does not change: the model or its data give NaN or infinity; lower the learning rate, clip gradients, look at "
+                "the module named in the warnings, and go on from the last good checkpoint"
             )
 
     def state_dict(self) -> dict[str, float]:
