@@ -18,11 +18,13 @@ data_loader = Loader("train_data.csv", rank=int(os.environ.get("RANK", 0)), rank
 
 # 训练过程
 for epoch in range(num_epochs):
+    losses = []
     for inputs, labels in data_loader:
         loss = torch.nn.functional.cross_entropy(model_engine(inputs), labels)
         model_engine.backward(loss)
         model_engine.step()
-    print(f"rank {model_engine.global_rank} epoch {epoch + 1}, loss: {loss.item():.4f}", flush=True)
+        losses.append(loss.item())
+    print(f"rank {model_engine.global_rank} epoch {epoch + 1}, loss: {sum(losses) / len(losses):.4f}", flush=True)
 
 print(f"rank {model_engine.global_rank} accuracy: {accuracy(model_engine):.4f}", flush=True)
 model_engine.destroy()

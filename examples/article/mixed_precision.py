@@ -18,6 +18,7 @@ data_loader = Loader("train_data.csv")
 
 # 训练过程
 for epoch in range(num_epochs):
+    losses = []
     for inputs, labels in data_loader:
         logits = model_engine(inputs)
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
@@ -25,6 +26,7 @@ for epoch in range(num_epochs):
         optimizer.zero_grad()
         loss.backward()
         model_engine.step()
-    print(f"epoch {epoch + 1}, loss: {loss.item():.4f}")
+        losses.append(loss.item())
+    print(f"epoch {epoch + 1}, loss: {sum(losses) / len(losses):.4f}")
 
 print(f"accuracy: {accuracy(model_engine):.4f}")

@@ -99,7 +99,7 @@ def start(folder: Path, script: str, ranks: int, *arguments: object) -> dict[str
     return json.loads((folder / "out.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(1, 1), (2, 1), (3, 2)])
+@pytest.mark.parametrize(("stage", "ranks"), [(1, 1), (3, 2)])
 def test_accelerate(tmp_path: Path, stage: int, ranks: int) -> None:
     out = start(tmp_path, ACCELERATE, ranks, stage, EXPORTS_STAGE_3)
     assert (out["ranks"], out["kind"], out["steps"]) == (ranks, "DistributedType.DEEPSPEED", 32 // ranks)
@@ -110,9 +110,9 @@ def test_accelerate(tmp_path: Path, stage: int, ranks: int) -> None:
 
 
 def test_trainer(tmp_path: Path) -> None:
-    """Stages 1, 2 and 3 on one and two ranks: the same batches, the same losses, norms and rates."""
+    """Stage 2 on one rank and 3 on two: the same batches, the same losses, norms and rates; and a run goes on where it was."""
     runs = []
-    for stage, ranks in ((1, 1), (2, 2), (3, 2)):
+    for stage, ranks in ((2, 1), (3, 2)):
         folder = tmp_path / str(stage)
         out = start(folder, TRAINER, ranks, stage, EXPORTS_STAGE_3, 2 // ranks)
         assert out["engine"].startswith("zenspeed.") and out["ranks"] == ranks
@@ -122,13 +122,9 @@ def test_trainer(tmp_path: Path) -> None:
             assert (folder / "final" / "model.safetensors").stat().st_size > 10_000
             assert (folder / "out" / "checkpoint-2" / "latest").is_file()
         runs.append(out)
-    for other in runs[1:]:
-        assert other["losses"] == pytest.approx(runs[0]["losses"], rel=1e-5)
-        assert other["norms"] == pytest.approx(runs[0]["norms"], rel=1e-4)
-
-
-def test_trainer_resumes(tmp_path: Path) -> None:
-    whole = start(tmp_path, TRAINER, 1, 2, True, 1)
-    resumed = start(tmp_path, TRAINER, 1, 2, True, 1, "out/checkpoint-2")
+    whole, other = runs
+    assert other["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+    assert other["norms"] == pytest.approx(whole["norms"], rel=1e-4)
+    resumed = start(tmp_path / "2", TRAINER, 1, 2, True, 2, "out/checkpoint-2")
     assert resumed["losses"] == pytest.approx(whole["losses"], rel=1e-4)
     assert resumed["rates"] == pytest.approx(whole["rates"])

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,24 +21,24 @@ from zenspeed.launch.ssh import Ssh, commands, variables
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
-SUM = """
+NOTE = """
 import json, os, sys
-import torch, torch.distributed as dist
-dist.init_process_group("gloo")
-total = torch.tensor([float(os.environ["RANK"])])
-dist.all_reduce(total)
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES")
-out = {k: os.environ.get(k) for k in names} | {"sum": total.item(), "argv": sys.argv[1:], "name": __name__}
+out = {k: os.environ.get(k) for k in names} | {"argv": sys.argv[1:], "name": __name__}
 open(f"out-{os.environ['RANK']}.json", "w").write(json.dumps(out))
-dist.destroy_process_group()  # torch may abort at exit without it
 """
 DIE = """
-import os, sys, time
+import os, pathlib, signal, sys, time
 if os.environ["RANK"] == "1":
     time.sleep(0.5)
     print("a line before", file=sys.stderr)
+    pathlib.Path("died").touch()
     raise RuntimeError("the disk of rank one is full")
-time.sleep(100)
+if "--stubborn" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for _ in range(1000):
+    time.sleep(0.1)
+    pathlib.Path("alive").touch()
 """
 DEEPSPEED = """
 import importlib.metadata, importlib.util, json, os
@@ -106,14 +105,14 @@ def fake_ssh(tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_script_with_its_arguments(cli: Cli, script: Callable[[str], str], tmp_path: Path) -> None:
-    cli("launch", "-n", "2", script(SUM), "-n", "5", "--set", "a=b", **QUIET)
+    cli("launch", "-n", "2", script(NOTE), "-n", "5", "--set", "a=b", **QUIET)
     first, second = results(tmp_path, 2)
     assert first["argv"] == second["argv"] == ["-n", "5", "--set", "a=b"]
-    assert (first["sum"], second["RANK"], second["WORLD_SIZE"], first["name"]) == (1.0, "1", "2", "__main__")
+    assert (second["RANK"], second["WORLD_SIZE"], first["name"]) == ("1", "2", "__main__")
 
 
 def test_a_module(cli: Cli, script: Callable[[str, str], str], tmp_path: Path) -> None:
-    script(SUM, "my_module.py")
+    script(NOTE, "my_module.py")
     cli("launch", "--num_gpus", "1", "-m", "my_module", "--flag", **QUIET, PYTHONPATH=str(tmp_path))
     assert results(tmp_path, 1)[0]["argv"] == ["--flag"]
 
@@ -139,10 +138,10 @@ def test_import_deepspeed_is_zenspeed_in_launched_processes_only(
     )
 
 
-def test_a_rank_that_dies_ends_all_and_is_named(cli: Cli, script: Callable[[str], str]) -> None:
-    start = time.monotonic()
-    done = cli("launch", "-n", "2", script(DIE), code=1, **QUIET)
-    assert time.monotonic() - start < 60  # the other would sleep for 100 s
+def test_a_rank_that_dies_ends_all_and_is_named(cli: Cli, script: Callable[[str], str], tmp_path: Path) -> None:
+    """Within 30 s, even one that does not listen."""
+    done = cli("launch", "-n", "2", script(DIE), "--stubborn", code=1, **QUIET)
+    assert (tmp_path / "alive").stat().st_mtime - (tmp_path / "died").stat().st_mtime < 30
     said = done.stderr[done.stderr.index("error: rank 1 ended with code 1") :]
     assert "a line before" in said and "RuntimeError: the disk of rank one is full" in said
 
@@ -150,9 +149,8 @@ def test_a_rank_that_dies_ends_all_and_is_named(cli: Cli, script: Callable[[str]
 def test_machines_over_ssh(cli: Cli, script: Callable[[str], str], tmp_path: Path, fake_ssh: dict[str, str]) -> None:
     (tmp_path / "hosts").write_text("one slots=2\ntwo slots=4 # the new one\nthree slots=1\n", encoding="utf-8")
     options = ["--hostfile", "hosts", "--include", "two:0@one:1", "--master_addr", "127.0.0.1", "--ssh_port", "2222"]
-    cli("launch", *options, "--master_port", str(free_port()), script(SUM), "it's", "a b", "$HOME", **fake_ssh)
+    cli("launch", *options, "--master_port", str(free_port()), script(NOTE), "it's", "a b", "$HOME", **fake_ssh)
     first, second = results(tmp_path, 2)
-    assert first["sum"] == second["sum"] == 1.0
     assert first["argv"] == ["it's", "a b", "$HOME"]
     assert (first["LOCAL_RANK"], second["LOCAL_RANK"], second["LOCAL_WORLD_SIZE"]) == ("0", "0", "1")
     assert (first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]) == ("1", "0")
@@ -164,31 +162,10 @@ def test_a_machine_that_fails_ends_the_others(
     cli: Cli, script: Callable[[str], str], tmp_path: Path, fake_ssh: dict[str, str]
 ) -> None:
     (tmp_path / "hosts").write_text("one slots=1\ntwo slots=1\n", encoding="utf-8")
-    start = time.monotonic()
     options = ["--hostfile", "hosts", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     done = cli("launch", *options, script(DIE), code=1, **fake_ssh)
-    assert time.monotonic() - start < 75
+    assert (tmp_path / "alive").stat().st_mtime - (tmp_path / "died").stat().st_mtime < 30
     assert "error: rank 1 ended with code 1" in done.stderr and "error: machine two ended with code 1" in done.stderr
-
-
-def test_machines_started_by_hand_meet(script: Callable[[str], str], tmp_path: Path) -> None:
-    port = free_port()
-    line = [
-        sys.executable,
-        "-m",
-        "zenspeed",
-        "launch",
-        "--nnodes",
-        "2",
-        "--rdzv-endpoint",
-        f"127.0.0.1:{port}",
-        "--rdzv-id",
-        "7",
-    ]
-    name = script(SUM)
-    both = [subprocess.Popen([*line, name], cwd=tmp_path, env=os.environ | QUIET) for _ in range(2)]
-    assert [p.wait(timeout=200) for p in both] == [0, 0]
-    assert results(tmp_path, 2)[0]["sum"] == 1.0
 
 
 def test_a_failure_is_tried_again(cli: Cli, script: Callable[[str], str], tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ numbers their processes.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -17,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from zenspeed.errors import InputError
 from zenspeed.machine import usable_cores
 
-GRACE_SECONDS = 15
+GRACE_SECONDS = 10
 """From the request to end until a process is killed: all have ended within 30 s of the first failure."""
 LAST_LINES = 20
 # What a rank says when another one has gone; it is not the cause.
@@ -101,11 +106,32 @@ def _config(num_processes: int, rendezvous: Rendezvous, nodes: tuple[int, int], 
     )
 
 
+class _KillLate(logging.Handler):
+    """Kills a process that lives GRACE_SECONDS after it was asked to end.
+
+    torch elastic waits 30 s for that, which no setting changes on this path, and says in its log whom it has asked.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "closing signal" in str(record.msg) and isinstance(record.args, tuple) and isinstance(record.args[0], int):
+            timer = threading.Timer(GRACE_SECONDS, _kill, [record.args[0]])
+            timer.daemon = True
+            timer.start()
+
+
+def _kill(pid: int) -> None:
+    """Ends a child of this process and all it has started, for each is the leader of a session of its own."""
+    with contextlib.suppress(psutil.Error, ProcessLookupError):
+        if psutil.Process(pid).ppid() == os.getpid():
+            os.killpg(pid, signal.SIGKILL)
+
+
 def _run(config: Any, command: Sequence[str], logs: Path) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addHandler(_KillLate())
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
@@ -144,7 +170,6 @@ def last_lines(logs: Path, local_rank: int) -> list[str]:
 
 def end_with_input() -> None:
     """Ends this process when its standard input closes: how a machine started by ssh learns that the first one has gone."""
-    import signal
 
     def watch() -> None:
         while os.read(0, 4096):
