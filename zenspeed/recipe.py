@@ -62,15 +62,38 @@ class TokenizerConfig(Config):
         return self
 
 
+class TaskConfig(Config):
+    kind: Literal["language_model", "classification", "regression", "masked_lm"] = "language_model"
+    """What is learned: to continue text; a label or a number for a text; words that were hidden."""
+    text: str = "text"
+    """Column of the text (all but language_model, whose column is data.text_column)."""
+    text_pair: str | None = None
+    """Column of a second text that is read with the first."""
+    label: str = "label"
+    """Column of the label (classification) or the number (regression)."""
+    labels: list[str] | None = Field(None, min_length=2)
+    """All labels, in order; null: those of the training rows, sorted."""
+    stride: int | None = Field(None, ge=1)
+    """A text longer than model.context is read in windows that overlap by so many tokens; null: its end is cut off, and counted."""
+    mask: float = Field(0.15, gt=0, lt=1)
+    """masked_lm: share of tokens to be predicted (Devlin et al. 1810.04805)."""
+
+
 class TrainConfig(Config):
-    exclusive: ClassVar[tuple[str, ...]] = ("steps", "minutes")
+    exclusive: ClassVar[tuple[str, ...]] = ("steps", "minutes", "epochs")
 
     steps: int | None = Field(None, ge=1)
     """Updates of the weights; the run ends after them."""
     minutes: float | None = Field(None, gt=0)
     """Wall time of the run from the start of the process to its end, evaluation and samples included; instead of steps."""
+    epochs: float | None = Field(None, gt=0)
+    """Times the training samples are gone through; instead of steps."""
     batch_size: int = Field(8, ge=1)
-    """Sequences in one update, over all ranks and micro-batches."""
+    """Sequences (or, of a task with rows, rows) in one update, over all ranks and micro-batches."""
+    batching: Literal["packed", "bucketed", "padded"] = "packed"
+    """Rows of a task: several texts in one sequence; texts of like length together; or each padded to the longest of its batch."""
+    curriculum: str | None = None
+    """Rows of a task: `length`, or a column of numbers; the first epoch goes from the lowest to the highest."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Sequences in one forward and backward on one rank; null: the most that stay below 8,192 tokens."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -82,8 +105,9 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
-        if self.steps is not None and self.minutes is not None:
-            raise ValueError(f"steps ({self.steps}) and minutes ({self.minutes}) both end the run; give one of them")
+        ends = [f"{name} ({value})" for name in self.exclusive if (value := getattr(self, name)) is not None]
+        if len(ends) > 1:
+            raise ValueError(f"{' and '.join(ends)} both end the run; give one of them")
         return self
 
 
@@ -159,6 +183,7 @@ class Recipe(Config):
     """One run."""
 
     run: RunConfig = RunConfig()
+    task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()

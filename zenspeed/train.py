@@ -17,26 +17,23 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from zenspeed.checkpoint import Checkpoint, Checkpointer, list_checkpoints
 from zenspeed.config import InputError, dump, validate, write_atomically
-from zenspeed.data.batch import IGNORE, Batch
-from zenspeed.data.loader import Loader
-from zenspeed.data.prepare import Prepared, prepare
+from zenspeed.data.batch import Batch
 from zenspeed.display import Display
 from zenspeed.engine import Engine
 from zenspeed.evaluate.interval import Figure
-from zenspeed.evaluate.language import document_losses, language_figures
 from zenspeed.evaluate.report import write_report
-from zenspeed.generate import generate_text
 from zenspeed.machine import keep_memory, measure_matmul, pick_precision, process_age_seconds, resident_bytes, usable_cores
-from zenspeed.models.transformer import Transformer
 from zenspeed.optim import lr_factor, plan_optimizers
 from zenspeed.parallel.mesh import World, build_mesh, world
 from zenspeed.parallel.zero import ZeroOptions
 from zenspeed.recipe import Recipe
 from zenspeed.runlog import RunLog, plot_loss
+from zenspeed.tasks.base import Place, Task
+from zenspeed.tasks.open import open_task
 
 MICRO_BATCH_TOKENS = 8192
 DEFAULT_MINUTES = 2.0
@@ -93,9 +90,8 @@ class Run(NamedTuple):
     folder: Path
     world: World
     display: Display
-    prepared: Prepared
-    loader: Loader
-    model: Transformer
+    task: Task
+    model: nn.Module
     engine: Engine
     checkpointer: Checkpointer
     log: RunLog
@@ -112,15 +108,15 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) 
         raise InputError(
             f"{folder}: holds a run already; go on with it: zenspeed resume {folder}, or give another: --set run.folder=…"
         )
-    prepared = _prepare_once(recipe, here, display)
+    task = _open_task_once(recipe, here, display)
+    recipe = task.recipe
     precision = recipe.train.precision
     compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
     torch.manual_seed(recipe.run.seed + here.rank)  # of dropout; weights have their own generator
-    model = Transformer(recipe.model, prepared.tokenizer.vocab_size).to(here.device)
-    model.init_weights(recipe.run.seed)
+    model = task.build_model(recipe.run.seed).to(here.device)
     if recipe.train.compile:
-        for block in model.blocks:
+        for block in model.get_submodule("blocks").children():
             block.compile(dynamic=False)
     mesh = build_mesh(here, recipe.parallel.shard_ranks)
     engine = Engine(
@@ -136,29 +132,22 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) 
         folder, enabled=here.rank == 0, tensorboard=recipe.log.tensorboard, resumed_step=checkpoint.step if checkpoint else None
     )
     if checkpoint:
-        _restore(checkpoint, engine, counters, prepared, here)
+        _restore(checkpoint, engine, counters, task, here)
     checkpointer = Checkpointer(folder / "checkpoints", recipe.checkpoint.keep, recipe.checkpoint.keep_best)
     if here.rank == 0:
         write_atomically(folder / "recipe.yaml", dump(recipe))
-        prepared.tokenizer.save(folder / "tokenizer")
+        task.tokenizer.save(folder / "tokenizer")
     peak = torch.tensor(measure_matmul(compute_dtype, here.device), dtype=torch.float64)
     dist.all_reduce(peak)
-    loader = Loader(
-        prepared.train,
-        recipe.model.context,
-        recipe.run.seed,
-        recipe.data.attend_across_documents,
-        prepared.tokenizer.end_of_text,
-    )
     display.say(
-        f"model: {model.num_parameters():,} parameters, {recipe.model.layers} layers × {recipe.model.width}, "
-        f"context {recipe.model.context}, vocabulary {model.vocab_size:,}"
+        f"model: {num_parameters(model):,} parameters, {recipe.model.layers} layers × {recipe.model.width}, "
+        f"context {recipe.model.context}, vocabulary {task.tokenizer.vocab_size:,}"
     )
     display.say(
         f"run: {folder} · {here.size} × {torch.get_num_threads()} threads on {here.device.type} · {precision}, "
-        f"peak {float(peak) / 1e9:,.0f} GFLOP/s · {recipe.train.batch_size * recipe.model.context:,} tokens an update"
+        f"peak {float(peak) / 1e9:,.0f} GFLOP/s · {recipe.train.batch_size * task.tokens_per_sample:,.0f} tokens an update"
     )
-    return Run(recipe, folder, here, display, prepared, loader, model, engine, checkpointer, log, counters, float(peak))
+    return Run(recipe, folder, here, display, task, model, engine, checkpointer, log, counters, float(peak))
 
 
 def resolve(recipe: Recipe, here: World) -> Recipe:
@@ -169,7 +158,7 @@ def resolve(recipe: Recipe, here: World) -> Recipe:
         stem = Path(recipe.data.source).stem.strip("*") or "run"
         run["name"] = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}" if run["folder"] is None else Path(run["folder"]).name
     run["folder"] = run["folder"] or str(Path("runs") / run["name"])
-    if train["steps"] is None and train["minutes"] is None:
+    if train["steps"] is None and train["minutes"] is None and train["epochs"] is None:
         train["minutes"] = DEFAULT_MINUTES
     batch, ranks = recipe.train.batch_size, here.size
     if batch % ranks:
@@ -203,30 +192,41 @@ def _local_ranks(here: World) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", here.size))
 
 
-def _prepare_once(recipe: Recipe, here: World, display: Display) -> Prepared:
-    """Rank 0 prepares, the others then find it done."""
+def _open_task_once(recipe: Recipe, here: World, display: Display) -> Task:
+    """Rank 0 prepares the data, the others then find it done. Epochs become steps in the task's recipe."""
     if here.rank == 0:
-        prepared = prepare(recipe, display.say)
+        task = open_task(recipe, display.say)
     dist.barrier()
-    return prepared if here.rank == 0 else prepare(recipe, None)
+    task = task if here.rank == 0 else open_task(recipe, None)
+    if recipe.train.epochs is not None:
+        steps = max(1, round(recipe.train.epochs * task.num_samples / recipe.train.batch_size))
+        data = task.recipe.model_dump(mode="json")
+        data["train"] |= {"steps": steps, "epochs": None}
+        task.recipe = validate(Recipe, data)
+    return task
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Weights, a shared one counted once."""
+    return sum(p.numel() for p in model.parameters())
 
 
 # The loop -------------------------------------------------------------------------------------------------------------
 
 
 def _loop(run: Run, interrupt: _Interrupt) -> Result:
-    recipe, counters, engine = run.recipe, run.counters, run.engine
-    clock = Clock(recipe, counters, run.prepared.validation.num_tokens)
+    recipe, counters, engine, task = run.recipe, run.counters, run.engine, run.task
+    tokens_per_update = recipe.train.batch_size * task.tokens_per_sample
+    clock = Clock(recipe, counters, task.evaluation_tokens / tokens_per_update)
     per_rank = recipe.train.batch_size // run.world.size
     due = Due(recipe, counters, clock)
     skipped, losses = 0, _Smooth()
-    flops = run.model.flops_per_token(recipe.model.context)
-    tokens_per_update = recipe.train.batch_size * recipe.model.context
+    flops = run.model.flops_per_token(int(task.tokens_per_sample))  # type: ignore[operator]
 
     while True:
         first = counters.samples + run.world.rank * per_rank
-        micro = _micro_batches(run, first, per_rank)
-        facts = _agree_on(micro, clock.progress(), interrupt.asked, due.save(), due.evaluate())
+        micro = task.micro_batches(first, per_rank, recipe.train.micro_batch_size or 1)
+        facts = _agree_on(task, micro, clock.progress(), interrupt.asked, due.save(), due.evaluate())
         if facts.stop or facts.progress >= 1.0 or (recipe.train.steps and counters.step >= recipe.train.steps):
             break
         if facts.evaluate:
@@ -237,18 +237,18 @@ def _loop(run: Run, interrupt: _Interrupt) -> Result:
             due.saved()
         start = time.perf_counter()
         lr = lr_factor(recipe.optim, facts.progress, counters.step, recipe.train.steps)
-        loss, update = engine.train_step(micro, _loss_sum, facts.num_targets, lr)
+        loss, update = engine.train_step(micro, task.loss, facts.num_targets, lr)
         seconds = time.perf_counter() - start
         counters.step += 1
         counters.samples += recipe.train.batch_size
-        counters.tokens += tokens_per_update
+        counters.tokens += facts.num_tokens
         skipped = skipped + 1 if update.skipped else 0
         if skipped > MAX_SKIPPED:
             raise InputError(
                 f"step {counters.step}: no finite gradient in {skipped} updates in a row (loss {loss}); the weights are as of "
                 f"step {counters.step - skipped}; lower optim.lr (now {recipe.optim.lr}) or set train.precision=fp32"
             )
-        rate = tokens_per_update / seconds
+        rate = facts.num_tokens / seconds
         clock.step_took(seconds)
         record = {
             "step": counters.step,
@@ -276,61 +276,41 @@ def _loop(run: Run, interrupt: _Interrupt) -> Result:
     return _finish(run, clock, interrupted=facts.stop)
 
 
-def _loss_sum(module: nn.Module, batch: Batch) -> Tensor:
-    device = next(module.parameters()).device
-    return module(**{k: v.to(device) for k, v in batch.inputs.items()}, targets=batch.targets.to(device))
-
-
-def _micro_batches(run: Run, first: int, count: int) -> list[Batch]:
-    size = run.recipe.train.micro_batch_size
-    assert size is not None
-    return [run.loader.batch(first + offset, size) for offset in range(0, count, size)]
-
-
 class Facts(NamedTuple):
     num_targets: float
+    num_tokens: int
     progress: float
     stop: bool
     save: bool
     evaluate: bool
 
 
-def _agree_on(micro: Sequence[Batch], progress: float, stop: bool, save: bool, evaluate: bool) -> Facts:
+def _agree_on(task: Task, micro: Sequence[Batch], progress: float, stop: bool, save: bool, evaluate: bool) -> Facts:
     """The same facts on every rank: targets are summed, a signal to any rank stops all, for the rest rank 0's clock counts."""
-    targets = float(sum(int((batch.targets != IGNORE).sum()) for batch in micro))
+    targets, tokens = sum(map(task.num_targets, micro)), sum(map(task.num_tokens, micro))
     mine = [progress, float(save), float(evaluate)] if dist.get_rank() == 0 else [0.0, 0.0, 0.0]
-    facts = torch.tensor([targets, float(stop), *mine], dtype=torch.float64)
+    facts = torch.tensor([targets, tokens, float(stop), *mine], dtype=torch.float64)
     dist.all_reduce(facts)
-    num_targets, stops, progress, saves, evaluates = facts.tolist()
-    return Facts(num_targets, progress, stops > 0, saves > 0, evaluates > 0)
+    num_targets, num_tokens, stops, progress, saves, evaluates = facts.tolist()
+    return Facts(num_targets, int(num_tokens), progress, stops > 0, saves > 0, evaluates > 0)
 
 
 def _evaluate(run: Run, clock: Clock) -> dict[str, Figure]:
     """Figures over the whole held-out split, on all ranks."""
     start = time.perf_counter()
-    recipe, dataset = run.recipe, run.prepared.validation
-    losses, tokens = document_losses(
-        run.model,
-        dataset,
-        recipe.model.context,
-        recipe.evaluate.batch_size or recipe.train.micro_batch_size or 1,
-        run.engine.autocast(),
-        run.world.rank,
-        run.world.size,
-        recipe.data.attend_across_documents,
-    )
-    figures = language_figures(losses, tokens, dataset.document_bytes)
+    figures = run.task.evaluate(run.model, _place(run))
     clock.evaluation_took(time.perf_counter() - start)
     run.counters.validation_loss, run.counters.validated_step = figures["loss"].value, run.counters.step
     record: dict[str, Any] = {"step": run.counters.step, "tokens": run.counters.tokens, "elapsed_seconds": clock.elapsed()}
     for name, figure in figures.items():
         record |= {f"validation_{name}": figure.value, f"validation_{name}_interval": [figure.low, figure.high]}
     run.log.write(record)
-    run.display.say(
-        f"step {run.counters.step}: validation loss {figures['loss']} · perplexity {figures['perplexity'].value:.2f} · "
-        f"{figures['bits_per_byte'].value:.4f} bits per byte · {len(losses)} documents"
-    )
+    run.display.say(f"step {run.counters.step}: {run.task.summary(figures)}")
     return figures
+
+
+def _place(run: Run) -> Place:
+    return Place(run.engine.autocast(), run.world.rank, run.world.size)
 
 
 def _save(run: Run, clock: Clock, *, wait: bool = False) -> None:
@@ -344,19 +324,19 @@ def _save(run: Run, clock: Clock, *, wait: bool = False) -> None:
         "validation_loss": counters.validation_loss,
         "metric": counters.validation_loss if counters.validated_step == counters.step else None,
         "scaler": run.engine.scaler.state_dict(),
-        "vocab_size": run.model.vocab_size,
-        "data": run.prepared.train.fingerprint,
+        "vocab_size": run.task.tokenizer.vocab_size,
+        "data": run.task.fingerprint,
         "recipe": run.recipe.model_dump(mode="json"),
     }
     run.checkpointer.save(counters.step, run.engine.shards(), run.engine.scalars(), state, wait=wait)
 
 
-def _restore(checkpoint: Checkpoint, engine: Engine, counters: Counters, prepared: Prepared, here: World) -> None:
+def _restore(checkpoint: Checkpoint, engine: Engine, counters: Counters, task: Task, here: World) -> None:
     state = checkpoint.state
-    if state["data"] != prepared.train.fingerprint:
+    if state["data"] != task.fingerprint:
         raise InputError(
             f"{checkpoint.folder}: was trained on other data than recipe and files give now (fingerprint {state['data'][:12]}, "
-            f"now {prepared.train.fingerprint[:12]}); restore the data, or start a new run"
+            f"now {task.fingerprint[:12]}); restore the data, or start a new run"
         )
     engine.load(checkpoint.read, checkpoint.scalars)
     engine.scaler.load_state_dict(state["scaler"])
@@ -373,9 +353,10 @@ def _finish(run: Run, clock: Clock, *, interrupted: bool) -> Result:
     run.display.close()
     if run.world.rank == 0:
         plot_loss(folder)
-        if not interrupted:
-            write_report(folder, figures, _facts(run, clock), run.prepared.report)
-            _write_samples(run)
+    if not interrupted:
+        figures |= run.task.finish(run.model, _place(run), folder, run.display.say)
+        if run.world.rank == 0:
+            write_report(folder, figures, _facts(run, clock), run.task.report)
     if interrupted:
         run.display.say(f"stopped at step {counters.step}; a checkpoint is saved, go on with: zenspeed resume {folder}")
     return Result(folder, counters.step, counters.validation_loss, interrupted)
@@ -384,35 +365,15 @@ def _finish(run: Run, clock: Clock, *, interrupted: bool) -> Result:
 def _facts(run: Run, clock: Clock) -> dict[str, str]:
     recipe, counters = run.recipe, run.counters
     return {
-        "model": f"{run.model.num_parameters():,} parameters, {recipe.model.layers} layers × {recipe.model.width}, "
-        f"vocabulary {run.model.vocab_size:,}, context {recipe.model.context}",
+        "model": f"{num_parameters(run.model):,} parameters, {recipe.model.layers} layers × {recipe.model.width}, "
+        f"vocabulary {run.task.tokenizer.vocab_size:,}, context {recipe.model.context}",
         "trained": f"{counters.step:,} updates, {counters.tokens:,} tokens, "
-        f"{counters.tokens / max(1, run.prepared.train.num_tokens):.2f} epochs, in {clock.elapsed():.0f} s",
+        f"{counters.samples / run.task.num_samples:.2f} epochs, in {clock.elapsed():.0f} s",
         "optimizer": f"{recipe.optim.name}, peak rate {recipe.optim.lr}, {recipe.optim.schedule}",
         "precision": str(recipe.train.precision),
         "processes": f"{run.world.size} × {torch.get_num_threads()} threads on {run.world.device.type}",
         "seed": str(recipe.run.seed),
     }
-
-
-def _write_samples(run: Run) -> None:
-    sample = run.recipe.sample
-    lines = [f"# Samples of {run.folder.name} at step {run.counters.step}", ""]
-    for seed, prompt in enumerate(sample.prompts):
-        with run.engine.autocast():
-            pieces = generate_text(
-                run.model,
-                run.prepared.tokenizer,
-                prompt,
-                max_tokens=sample.max_tokens,
-                temperature=sample.temperature,
-                top_k=sample.top_k,
-                seed=seed,
-            )
-            text = prompt + "".join(pieces)
-        lines += [f"Prompt: `{prompt}`" if prompt else "No prompt.", "", *(f"> {line}" for line in text.splitlines()), ""]
-        run.display.say(f"\nsample{f' for {prompt!r}' if prompt else ''}:\n{text}")
-    write_atomically(run.folder / "samples.md", "\n".join(lines))
 
 
 # Time -----------------------------------------------------------------------------------------------------------------
@@ -421,14 +382,14 @@ def _write_samples(run: Run) -> None:
 class Clock:
     """How far a run is, by steps or by wall time from the start of its process, over all processes of the run."""
 
-    def __init__(self, recipe: Recipe, counters: Counters, evaluation_tokens: int) -> None:
+    def __init__(self, recipe: Recipe, counters: Counters, evaluation_updates: float) -> None:
         self.recipe, self.counters = recipe, counters
         self.offset = counters.elapsed + process_age_seconds() - time.perf_counter()
         if counters.started is None:
             counters.started = self.elapsed()
         self.step_seconds = 0.0
         self.evaluation_seconds: float | None = None  # of the last one; before there was one it is estimated
-        self.evaluation_updates = evaluation_tokens / (recipe.train.batch_size * recipe.model.context)
+        self.evaluation_updates = evaluation_updates  # of as many tokens as an evaluation
 
     def elapsed(self) -> float:
         return time.perf_counter() + self.offset

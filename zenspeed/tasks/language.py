@@ -1,0 +1,85 @@
+"""Language modelling: predict the next token of a stream of documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from zenspeed.config import write_atomically
+from zenspeed.data.batch import Batch
+from zenspeed.data.loader import Loader
+from zenspeed.data.prepare import prepare
+from zenspeed.evaluate.interval import Figure
+from zenspeed.evaluate.language import document_losses, language_figures
+from zenspeed.generate import generate_text
+from zenspeed.models.transformer import Transformer
+from zenspeed.recipe import Recipe
+from zenspeed.tasks.base import Place, Task
+
+
+class LanguageTask(Task):
+    """Windows of `model.context` tokens from shards on disk."""
+
+    def __init__(self, recipe: Recipe, progress: Callable[[str], None] | None) -> None:
+        self.recipe = recipe
+        self.prepared = prepare(recipe, progress)
+        self.tokenizer = self.prepared.tokenizer
+        self.fingerprint, self.report = self.prepared.train.fingerprint, self.prepared.report
+        across, end = recipe.data.attend_across_documents, self.tokenizer.end_of_text
+        self._loader = Loader(self.prepared.train, recipe.model.context, recipe.run.seed, across, end)
+        self.num_samples = self._loader.num_samples
+        self.tokens_per_sample = recipe.model.context
+        self.evaluation_tokens = self.prepared.validation.num_tokens
+
+    def build_model(self, seed: int) -> nn.Module:
+        model = Transformer(self.recipe.model, self.tokenizer.vocab_size)
+        model.init_weights(seed)
+        return model
+
+    def micro_batches(self, first: int, count: int, size: int) -> list[Batch]:
+        return [self._loader.batch(first + offset, size) for offset in range(0, count, size)]
+
+    def evaluate(self, model: nn.Module, place: Place) -> dict[str, Figure]:
+        recipe, dataset = self.recipe, self.prepared.validation
+        losses, tokens = document_losses(
+            model,
+            dataset,
+            recipe.model.context,
+            recipe.evaluate.batch_size or recipe.train.micro_batch_size or 1,
+            place.autocast,
+            place.rank,
+            place.ranks,
+            recipe.data.attend_across_documents,
+        )
+        return language_figures(losses, tokens, dataset.document_bytes)
+
+    def summary(self, figures: dict[str, Figure]) -> str:
+        return (
+            f"validation loss {figures['loss']} · perplexity {figures['perplexity'].value:.2f} · "
+            f"{figures['bits_per_byte'].value:.4f} bits per byte · {figures['loss'].n} documents"
+        )
+
+    def finish(self, model: nn.Module, place: Place, folder: Path, say: Callable[[str], None]) -> dict[str, Figure]:
+        if place.rank != 0:
+            return {}
+        assert isinstance(model, Transformer)
+        sample = self.recipe.sample
+        lines = [f"# Samples of {folder.name}", ""]
+        for seed, prompt in enumerate(sample.prompts):
+            with place.autocast:
+                pieces = generate_text(
+                    model,
+                    self.tokenizer,
+                    prompt,
+                    max_tokens=sample.max_tokens,
+                    temperature=sample.temperature,
+                    top_k=sample.top_k,
+                    seed=seed,
+                )
+                text = prompt + "".join(pieces)
+            lines += [f"Prompt: `{prompt}`" if prompt else "No prompt.", "", *(f"> {line}" for line in text.splitlines()), ""]
+            say(f"\nsample{f' for {prompt!r}' if prompt else ''}:\n{text}")
+        write_atomically(folder / "samples.md", "\n".join(lines))
+        return {}
