@@ -74,7 +74,7 @@ class TaskConfig(Config):
     labels: list[str] | None = Field(None, min_length=2)
     """All labels, in order; null: those of the training rows, sorted."""
     stride: int | None = Field(None, ge=1)
-    """A text longer than model.context is read in windows that overlap by so many tokens; null: its end is cut off, and counted."""
+    """A text longer than model.context is read in windows that overlap by so many tokens; null: its end is cut off."""
     mask: float = Field(0.15, gt=0, lt=1)
     """masked_lm: share of tokens to be predicted (Devlin et al. 1810.04805)."""
 
@@ -91,7 +91,7 @@ class TrainConfig(Config):
     batch_size: int = Field(8, ge=1)
     """Sequences (or, of a task with rows, rows) in one update, over all ranks and micro-batches."""
     batching: Literal["packed", "bucketed", "padded"] = "packed"
-    """Rows of a task: several texts in one sequence; texts of like length together; or each padded to the longest of its batch."""
+    """Rows of a task: several texts in one sequence; texts of like length together; or each padded to the longest."""
     curriculum: str | None = None
     """Rows of a task: `length`, or a column of numbers; the first epoch goes from the lowest to the highest."""
     micro_batch_size: int | None = Field(None, ge=1)

@@ -22,6 +22,7 @@ from zenspeed.compat.data import make_dataloader
 from zenspeed.compat.engine import DeepSpeedEngine
 from zenspeed.compat.optimizer import plan_client, plan_named
 from zenspeed.config import InputError
+from zenspeed.machine import keep_memory
 from zenspeed.optim import OptimizerPlan
 from zenspeed.parallel.mesh import start_world
 
@@ -104,6 +105,7 @@ def initialize(
         raise InputError(f"initialize: model must be a torch.nn.Module, not {type(model).__name__}")
     if mpu is not None:
         raise InputError("initialize: mpu (model parallelism of one's own) is not built yet; leave it out")
+    keep_memory()
     init_distributed(distributed_port=distributed_port, dist_init_required=dist_init_required)
     world = start_world()
     given = _pick_config(args, config if config is not None else config_params)
