@@ -353,63 +353,71 @@ class ActivationCheckpointing(Config):
     """time the checkpoints"""
 
 
-_OFF = "read only where the section is enabled"
-
-
 class FlopsProfiler(Config):
-    enabled: Annotated[Any, Refused("FLOPs per module are not counted yet; set it to false")] = False
+    enabled: Bool = False
     """profile one step on rank 0"""
-    profile_step: Annotated[Natural, NoEffect(_OFF)] = 1
+    profile_step: Natural = 1
     """the step"""
-    module_depth: Annotated[Int, NoEffect(_OFF)] = -1
+    module_depth: Int = -1
     """depth of the aggregate, -1 is the innermost"""
-    top_modules: Annotated[Positive, NoEffect(_OFF)] = 1
+    top_modules: Positive = 1
     """how many modules to print per depth"""
-    detailed: Annotated[Bool, NoEffect(_OFF)] = True
+    detailed: Bool = True
     """print every module"""
-    output_file: Annotated[Text | None, NoEffect(_OFF)] = None
+    output_file: Text | None = None
     """write there instead of standard output"""
-    recompute_fwd_factor: Annotated[Number, NoEffect(_OFF)] = 0.0
+    recompute_fwd_factor: Number = 0.0
     """adds this times the forward for recomputation"""
 
 
 class TensorBoard(Config):
-    enabled: Annotated[Any, Refused("this monitor is not built yet; steps_per_print logs; set it to false")] = False
+    enabled: Bool = False
     """write event files"""
-    output_path: Annotated[Text, NoEffect(_OFF)] = ""
+    output_path: Text = ""
     """folder"""
-    job_name: Annotated[Text, NoEffect(_OFF)] = "DeepSpeedJobName"
+    job_name: Text = "DeepSpeedJobName"
     """folder inside it"""
 
 
 class CsvMonitor(Config):
-    enabled: Annotated[Any, Refused("this monitor is not built yet; steps_per_print logs; set it to false")] = False
+    enabled: Bool = False
     """one CSV file per figure"""
-    output_path: Annotated[Text, NoEffect(_OFF)] = ""
+    output_path: Text = ""
     """folder"""
-    job_name: Annotated[Text, NoEffect(_OFF)] = "DeepSpeedJobName"
+    job_name: Text = "DeepSpeedJobName"
     """folder inside it"""
 
 
+class MLflow(Config):
+    enabled: Bool = False
+    """MLflow, where it is installed"""
+    tracking_uri: Text | None = None
+    """server or folder; MLflow's own default"""
+    experiment: Text = "zenspeed"
+    """experiment, made if it is not there"""
+    run_name: Text | None = None
+    """name of the run"""
+
+
 class Wandb(Config):
-    enabled: Annotated[Any, Refused("this monitor is not built yet; steps_per_print logs; set it to false")] = False
+    enabled: Bool = False
     """Weights & Biases, where it is installed"""
-    group: Annotated[Text | None, NoEffect(_OFF)] = None
+    group: Text | None = None
     """group"""
-    team: Annotated[Text | None, NoEffect(_OFF)] = None
+    team: Text | None = None
     """team"""
-    project: Annotated[Text, NoEffect(_OFF)] = "deepspeed"
+    project: Text = "deepspeed"
     """project"""
 
 
 class CommsLogger(Config):
-    enabled: Annotated[Any, Refused("collectives are not logged yet; torch.profiler shows them; set it to false")] = False
-    """count collectives, their bytes and time"""
-    verbose: Annotated[Bool, NoEffect(_OFF)] = False
+    enabled: Bool = False
+    """count the engine's collectives, their bytes and time, for comm.log_summary(); each is then waited for at once"""
+    verbose: Bool = False
     """log every call"""
-    prof_all: Annotated[Bool, NoEffect(_OFF)] = True
+    prof_all: Bool = True
     """all operations"""
-    prof_ops: Annotated[list[Text], NoEffect(_OFF)] = Field([])
+    prof_ops: list[Text] = Field([])
     """their names when not all"""
     debug: Annotated[Bool, NoEffect("callers are not looked up")] = False
     """log callers"""
@@ -484,10 +492,10 @@ class DeepSpeedKeys(Config):
     """saving and loading"""
     steps_per_print: Positive | Annotated[float, Strict(), Field(gt=0)] | None = None
     """updates between log lines; infinity or null is never"""
-    wall_clock_breakdown: Annotated[Any, Refused("times are not logged yet; set it to false")] = False
-    """log times of forward, backward and step"""
-    memory_breakdown: Annotated[Bool, NoEffect("memory is not logged yet")] = False
-    """log memory"""
+    wall_clock_breakdown: Bool = False
+    """print times of forward, backward, reduction and step every steps_per_print updates"""
+    memory_breakdown: Bool = False
+    """print what each rank holds, beside ZeRO's formula, every steps_per_print updates"""
     flops_profiler: FlopsProfiler = FlopsProfiler()
     """FLOPs per module"""
     comms_logger: CommsLogger = CommsLogger()
@@ -498,6 +506,8 @@ class DeepSpeedKeys(Config):
     """monitor"""
     wandb: Wandb = Wandb()
     """monitor"""
+    mlflow: MLflow = MLflow()
+    """monitor; DeepSpeed has none of it"""
     dataloader_drop_last: Bool = False
     """drop the last batch that is not full, of the engine's loader"""
     data_parallel_size: Positive | None = None

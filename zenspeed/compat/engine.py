@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from zenspeed.compat import build, diagnose, zero
 from zenspeed.compat.checkpoint_io import CheckpointCalls
+from zenspeed.compat.observe import Observer
 from zenspeed.compat.optimizer import EngineOptimizer
 from zenspeed.compat.queries import Queries
+from zenspeed.compat.timers import BACKWARD, FORWARD, STEP
 from zenspeed.config import InputError
 from zenspeed.engine import Engine
 from zenspeed.optim import OptimizerPlan
@@ -52,6 +54,7 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
         self._boundary: bool | None = None
         self._applied, self._warned_zero = False, False
         self._grad_norm: float | None = None
+        self._mean_loss: float | None = None  # of the last update, where a monitor wants it
         self._inside = False  # in engine.backward, which scales the loss itself
         self._hold = False  # in no_sync
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -68,6 +71,12 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
         self.basic_optimizer = self.core.optimizers[0] if self.core.optimizers else None
         zero.remember(self)
         self.param_names = {p: n for n, p in module.named_parameters()}
+        self._observer = Observer(self, config)
+        self.monitor, self.timers, self.flops_profiler = (
+            self._observer.monitor,
+            self._observer.timers,
+            self._observer.profiler,
+        )
 
     def _start_core(self, plans: list[OptimizerPlan], mesh_param: Any) -> None:
         config = self._config
@@ -101,7 +110,12 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
         training = torch.is_grad_enabled() and self.module.training
         if training:
             self._calls.append((_detached(args), _detached(kwargs)))
-        output = self._run(*args, **kwargs)
+        self._observer.before_forward()
+        try:
+            with self._observer.time(FORWARD):
+                output = self._run(*args, **kwargs)
+        finally:
+            self._observer.after_forward()
         if torch.is_grad_enabled():
             for tensor in _tensors(output):
                 if tensor.requires_grad:
@@ -159,7 +173,8 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
         self.core.zero.begin_backward()
         self._inside = True
         try:
-            (loss.float() * factor).backward(retain_graph=retain_graph)
+            with self._observer.time(BACKWARD):
+                (loss.float() * factor).backward(retain_graph=retain_graph)
         finally:
             self._inside = False
         return loss / cut
@@ -193,16 +208,19 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
             self.global_samples += self.train_batch_size()
         self.micro_steps += 1
         if boundary:
-            self.after_update()
+            self._observer.after_update(self._mean_loss)
 
     def take_update(self, lr_kwargs: dict[str, Any] | None = None) -> None:
         """One update from the gradients there are; blocked, with the culprit named, where they are not finite."""
         assert self.optimizer is not None
+        mean = self._observer.mean_loss([value for _, value in self._losses])
         try:
-            update = self.core.update(self._explain_overflow)
+            with self._observer.time(STEP):
+                update = self.core.update(self._explain_overflow)
         finally:
             self._calls, self._losses = [], []
             self._clear_unmanaged()
+        self._mean_loss = mean
         self.optimizer.overflow = update.skipped
         self._applied = not update.skipped
         self._grad_norm = float("inf") if update.skipped else update.grad_norm

@@ -11,6 +11,7 @@ from zenspeed.config import InputError
 from zenspeed.scaler import DynamicLossScaler
 
 if TYPE_CHECKING:
+    from zenspeed.compat.observe import Observer
     from zenspeed.compat.optimizer import EngineOptimizer
     from zenspeed.engine import Engine
 
@@ -35,6 +36,7 @@ class Queries:
     global_rank: int
     lr_scheduler: Any
     wait_for_checkpoint: Callable[[], None]
+    _observer: Observer
 
     # Batches ----------------------------------------------------------------------------------------------------------
 
@@ -140,14 +142,6 @@ class Queries:
         groups = self.optimizer.param_groups if self.optimizer else []
         return [g.get("betas", g.get("momentum")) for g in groups]
 
-    def after_update(self) -> None:
-        """Prints a line every `steps_per_print` updates, on rank 0."""
-        every = self._config.steps_per_print
-        if every and every != float("inf") and self.global_rank == 0 and self.global_steps % int(every) == 0:
-            print(
-                f"step={self.global_steps}, skipped={self.skipped_steps}, lr={self.get_lr()}, mom={self.get_mom()}", flush=True
-            )
-
     def compile(self, backend: str = "inductor", compile_kwargs: dict[str, Any] | None = None, schedule: Any = None) -> None:
         """Compiles the module's forward in place by torch.compile, at its first call."""
         if schedule is not None:
@@ -155,5 +149,6 @@ class Queries:
         self.module.compile(backend=backend, **(compile_kwargs or {}))
 
     def destroy(self) -> None:
-        """Waits for a save in the background; process groups stay."""
+        """Waits for a save in the background and closes the monitors; process groups stay."""
         self.wait_for_checkpoint()
+        self._observer.close()

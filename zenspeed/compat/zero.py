@@ -32,6 +32,11 @@ def find_engine(parameter: Tensor) -> DeepSpeedEngine | None:
     return next((e for e in _engines if e.core.zero.bucket_of(parameter) is not None), None)
 
 
+def engines() -> list[DeepSpeedEngine]:
+    """All engines that live."""
+    return list(_engines)
+
+
 class Init:
     """Modules made inside will be given to `initialize`, which cuts them. With `enabled=False` it does nothing.
 

@@ -24,7 +24,8 @@ take buckets in which every slice holds whole parameters ("whole", packed by siz
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from zenspeed.parallel.exchange import ReduceScatter, all_gather
+from zenspeed.parallel.traffic import Traffic
 
 ALIGN = 16  # elements: 64 bytes in fp32, so that every parameter starts on a cache line
 
@@ -113,6 +115,8 @@ class Bucket:
         self.released = False
         self.reduced = False  # the whole gradients hold sums over ranks already (stages 0 and 1)
         self._reducing: Tensor | None = None
+        self.traffic: Traffic | None = None
+        """Counts this bucket's collectives, where someone wants to know."""
 
         self.weights = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         for slot in self.slots:
@@ -189,13 +193,21 @@ class Bucket:
         whole = self.gradients.to(self.options.reduce_dtype or self.grad_dtype)
         self._reducing = whole
         if self.ranks > 1 and not self.cut:
-            self.work.append(dist.all_reduce(whole, group=self.shard_group, async_op=True))
+            self._run("all_reduce", whole, lambda: dist.all_reduce(whole, group=self.shard_group, async_op=True))
         elif self.ranks > 1 and whole.device.type == "cpu":
-            self.work.append(ReduceScatter(whole, self.shard_group))
+            self._run("reduce_scatter", whole, lambda: ReduceScatter(whole, self.shard_group))
         elif self.ranks > 1:
-            self.work.append(
-                dist.reduce_scatter_single(whole[self.start : self.stop], whole, group=self.shard_group, async_op=True)
+            mine = whole[self.start : self.stop]
+            self._run(
+                "reduce_scatter", whole, lambda: dist.reduce_scatter_single(mine, whole, group=self.shard_group, async_op=True)
             )
+
+    def _run(self, op: str, message: Tensor, start: Callable[[], Any]) -> None:
+        """Starts a collective over the shard group; `finish_reduce` waits for it, unless traffic is counted."""
+        if self.traffic is None:
+            self.work.append(start())
+        else:
+            self.traffic.run(op, message, self.ranks, start)
 
     def finish_reduce(self) -> None:
         """Waits for the sum and puts it into `grad_slice`; at stages 2 and 3 the whole gradients are given back."""
@@ -208,8 +220,13 @@ class Bucket:
         if whole is None:
             return
         mine = whole[self.start : self.stop]
-        if self.replicas > 1:
+        if self.replicas > 1 and self.traffic is None:
             dist.all_reduce(mine, group=self.replica_group)
+        elif self.replicas > 1:
+            assert self.traffic is not None
+            self.traffic.run(
+                "all_reduce", mine, self.replicas, lambda: dist.all_reduce(mine, group=self.replica_group, async_op=True)
+            )
         assert self.grad_slice is not None
         self.reduced = self.ranks * self.replicas > 1
         if self.options.stage >= 2:
@@ -241,6 +258,12 @@ class Bucket:
             self.gather(again=True)
 
     def _all_gather(self, mine: Tensor) -> None:
+        if self.traffic is None:
+            self._gather_slices(mine)
+        else:
+            self.traffic.run("all_gather", self.weights, self.ranks, lambda: self._gather_slices(mine))
+
+    def _gather_slices(self, mine: Tensor) -> None:
         if self.device.type == "cpu":
             all_gather(self.weights, mine, self.shard_group)
         else:
@@ -332,6 +355,7 @@ class ZeroModule:
 
     def __init__(self, module: nn.Module, groups: Sequence[Group], mesh: DeviceMesh, options: ZeroOptions) -> None:
         self.module, self.mesh, self.options = module, mesh, options
+        self.reducing: Callable[[], AbstractContextManager[None]] = nullcontext  # around the wait for sums over ranks
         self.sync = True  # reduce in the coming backward; stages 0 and 1 do so only at the last micro-batch
         self._launched = 0
         self._in_backward = False
@@ -413,6 +437,7 @@ class ZeroModule:
     def _after_backward(self) -> None:
         self._in_backward = False
         if self.sync or self.options.stage >= 2:
+            self._dirty = True  # also where no gradient came: the other ranks wait for this one's zeros
             self.finish_reduce()
         else:
             for bucket in self.trainable:
@@ -429,8 +454,9 @@ class ZeroModule:
             if bucket.gradients is None:  # no gradient here, but other ranks may have one
                 bucket.gradients = torch.zeros(bucket.size, dtype=bucket.grad_dtype, device=bucket.device)
             bucket.start_reduce()
-        for bucket in self.trainable:
-            bucket.finish_reduce()
+        with self.reducing():
+            for bucket in self.trainable:
+                bucket.finish_reduce()
         self._launched, self._dirty = 0, False
 
     def zero_grad(self) -> None:

@@ -1,0 +1,5 @@
+"""Monitors."""
+
+from zenspeed.compat.monitor import Monitor as MonitorMaster
+
+__all__ = ["MonitorMaster"]
