@@ -74,7 +74,8 @@ class CheckpointCalls:
         if not str(save_dir):
             raise InputError("save_checkpoint: save_dir is empty; give a folder")
         name = self._agree_on_tag(str(tag) if tag is not None else f"global_step{self.global_steps}")
-        state = self._training_state() | {"client_state": encode(client_state or {}, "client_state")}
+        client = {"client_state": encode(client_state or {}, "client_state"), "without_frozen": exclude_frozen_parameters}
+        state = self._training_state() | client
         saver = self._checkpointer(Path(save_dir))
         before = _latest(Path(save_dir))
         saver.wait_seconds = self.checkpoint_wait_seconds
@@ -103,6 +104,14 @@ class CheckpointCalls:
                 Path(save_dir).mkdir(parents=True, exist_ok=True)
                 save_file(state, Path(save_dir) / save_filename, metadata={"format": "pt"})
         return True
+
+    def _zero3_consolidated_16bit_state_dict(self, exclude_frozen_parameters: bool = False) -> dict[str, Tensor] | None:
+        """The whole module's weights in the precision they have: on rank 0, None elsewhere. All ranks call it."""
+        with self.gathered():
+            if self.global_rank != 0:
+                return None
+            left_out = self._untrained() if exclude_frozen_parameters else set()
+            return {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items() if n not in left_out}
 
     def wait_for_checkpoint(self) -> None:
         """Waits for a save under way in the background; raises what went wrong with it."""
@@ -167,7 +176,12 @@ class CheckpointCalls:
         if optimizer and self.optimizer is not None:
             self.core.scaler.load_state_dict(state["scaler"])
             saved = decode(state["groups"])
-            for mine, theirs in zip(self.optimizer.param_groups, saved, strict=False):
+            if len(saved) != len(self.optimizer.param_groups):
+                raise InputError(
+                    f"load_checkpoint: the optimizer was saved with {len(saved)} parameter groups, here it has "
+                    f"{len(self.optimizer.param_groups)}; make the same groups, or load_optimizer_states=False"
+                )
+            for mine, theirs in zip(self.optimizer.param_groups, saved, strict=True):
                 mine.update(theirs)
         if scheduler and self.lr_scheduler is not None and state["lr_scheduler"] is not None:
             self.lr_scheduler.load_state_dict(decode(state["lr_scheduler"]))
@@ -210,9 +224,15 @@ class CheckpointCalls:
         inside = {s.name: s.shape for b in self.core.zero.buckets for s in b.slots}
         return {name: inside.get(name, p.shape) for name, p in self.module.named_parameters()}
 
+    def _untrained(self) -> set[str]:
+        trained = {s.name for b in self.core.zero.trainable for s in b.slots}
+        return {name for name, _ in self.module.named_parameters() if name not in trained}
+
     def _check_model(self, saved: Checkpoint, strict: bool) -> None:
         ours = self._shapes()
         theirs = dict(saved.shapes) | saved.shapes_of("frozen")
+        if saved.state.get("without_frozen"):  # left out on purpose: they stay as the module was given
+            ours = {n: shape for n, shape in ours.items() if n in theirs or n not in self._untrained()}
         lines = [f"{n}: here {tuple(ours[n])}, saved {tuple(theirs[n])}" for n in ours if n in theirs and ours[n] != theirs[n]]
         if strict:
             lines += [f"{n}: here {tuple(ours[n])}, not saved" for n in ours if n not in theirs]

@@ -19,9 +19,25 @@ from zenspeed.config import InputError
 from zenspeed.parallel.zero import Bucket, Slot
 
 __all__ = [
-    "RepeatingLoader", "get_z3_leaf_modules", "log_dist", "logger", "safe_get_full_fp32_param", "safe_get_full_grad",
-    "safe_get_full_optimizer_state", "safe_set_full_fp32_param", "safe_set_full_grad", "safe_set_full_optimizer_state",
-    "set_z3_leaf_module", "set_z3_leaf_modules", "unset_z3_leaf_modules", "z3_leaf_module",
+    "RepeatingLoader",
+    "get_z3_leaf_modules",
+    "log_dist",
+    "logger",
+    "safe_get_full_fp32_param",
+    "safe_get_full_grad",
+    "safe_get_full_optimizer_state",
+    "safe_get_local_fp32_param",
+    "safe_get_local_grad",
+    "safe_get_local_optimizer_state",
+    "safe_set_full_fp32_param",
+    "safe_set_full_grad",
+    "safe_set_full_optimizer_state",
+    "safe_set_local_fp32_param",
+    "safe_set_local_optimizer_state",
+    "set_z3_leaf_module",
+    "set_z3_leaf_modules",
+    "unset_z3_leaf_modules",
+    "z3_leaf_module",
 ]  # fmt: skip
 
 logger = logging.getLogger("zenspeed")
@@ -133,6 +149,60 @@ def _state_slice(bucket: Bucket, key: str, param: Tensor) -> Tensor | None:
             out[piece.offset : piece.offset + tensor.numel()] = value.reshape(-1)
             found = True
     return out if found else None
+
+
+# This rank's part ------------------------------------------------------------------------------------------------------
+
+
+def safe_get_local_fp32_param(param: nn.Parameter) -> Tensor | None:
+    """This rank's elements of the master of `param`, flat (none at all where its slice has nothing of it)."""
+    home = _home(param)
+    return _mine(home[0], home[1], home[0].master) if home else None
+
+
+def safe_get_local_grad(param: nn.Parameter) -> Tensor | None:
+    """This rank's elements of the mean gradient of `param`, flat; after backward and before step."""
+    home, engine = _home(param), find_engine(param)
+    if home is None or engine is None or home[0].grad_slice is None:
+        return None
+    engine.core.zero.finish_reduce()
+    return _mine(home[0], home[1], home[0].grad_slice).float() / (engine.core.scaler.scale * engine.core.divisor)
+
+
+def safe_get_local_optimizer_state(param: nn.Parameter, optim_state_key: str) -> Tensor | None:
+    """This rank's elements of the state `optim_state_key` of `param`, flat; None before the first update."""
+    home = _home(param)
+    state = _state_slice(home[0], optim_state_key, param) if home else None
+    return _mine(home[0], home[1], state) if home and state is not None else None
+
+
+def safe_set_local_fp32_param(param: nn.Parameter, value: Tensor) -> None:
+    """Sets this rank's elements of the master of `param`; all ranks call it, since the weights are gathered afterwards."""
+    bucket, slot = _must_have(param)
+    _write_mine(bucket, slot, bucket.master, value)
+    bucket.publish()
+
+
+def safe_set_local_optimizer_state(param: nn.Parameter, value: Tensor, optim_state_key: str) -> None:
+    """Sets this rank's elements of the state `optim_state_key` of `param`."""
+    bucket, slot = _must_have(param)
+    state = _state_slice(bucket, optim_state_key, param)
+    if state is None or bucket.whole:
+        raise InputError(f"safe_set_local_optimizer_state: no state {optim_state_key} in slices; set it by load_checkpoint")
+    _write_mine(bucket, slot, state, value)
+
+
+def _mine(bucket: Bucket, slot: Slot, whole_slice: Tensor) -> Tensor:
+    parts = [whole_slice[p.offset : p.offset + p.stop - p.start] for p in bucket.pieces() if p.name == slot.name]
+    return parts[0].clone() if parts else whole_slice.new_empty(0)
+
+
+def _write_mine(bucket: Bucket, slot: Slot, target: Tensor, value: Tensor) -> None:
+    for p in bucket.pieces():
+        if p.name == slot.name:
+            if value.numel() != p.stop - p.start:
+                raise InputError(f"{slot.name}: {value.numel()} elements for the {p.stop - p.start} of this rank")
+            target[p.offset : p.offset + p.stop - p.start].copy_(value.detach().reshape(-1))
 
 
 # Leaf modules ---------------------------------------------------------------------------------------------------------
