@@ -46,15 +46,23 @@ class DataConfig(Config):
 
 
 class TokenizerConfig(Config):
-    kind: Literal["bpe", "char", "folder"] = "bpe"
-    """`bpe`: byte-level BPE trained on the data; `char`: one token a character; `folder`: load one of Hugging Face layout."""
-    vocab_size: int | None = Field(None, ge=257)
-    """Tokens in a trained BPE vocabulary, the 256 bytes and the special token included; null: 4,096, fewer for a small text."""
+    kind: Literal["bpe", "wordpiece", "word", "char", "folder"] = "bpe"
+    """Trained on the data: byte-level `bpe`, BERT's `wordpiece`, `word`s (Chinese cut by jieba), `char`; loaded: `folder`."""
+    vocab_size: int | None = Field(None, ge=8)
+    """Tokens in a trained vocabulary, special ones (and, bpe, the 256 bytes) included; null: 4,096, fewer for a small text."""
     folder: Path | None = None
-    """For `kind: folder`: a folder that holds tokenizer.json."""
+    """For `kind: folder`: holds tokenizer.json, vocab.json and merges.txt, vocab.txt, or a .tiktoken file (or is it)."""
+    special_tokens: list[str] = Field(default_factory=list)
+    """Tokens to add to a trained vocabulary; [CLS], [SEP], [PAD], [MASK] take the roles of these names."""
+    max_unknown: float = Field(0.1, ge=0, le=1)
+    """Share of unknown tokens in the data above which it is refused."""
 
     @model_validator(mode="after")
     def _check(self) -> TokenizerConfig:
+        if self.kind == "bpe" and self.vocab_size is not None and self.vocab_size < 257 + len(self.special_tokens):
+            raise ValueError(f"vocab_size: {self.vocab_size} has no room for 256 bytes and special tokens; give more")
+        if self.kind == "folder" and self.special_tokens:
+            raise ValueError("special_tokens: are for a vocabulary that is trained; kind: folder has its own; take them away")
         if self.kind == "folder" and self.folder is None:
             raise ValueError("kind: folder needs tokenizer.folder, a folder that holds tokenizer.json")
         if self.kind != "folder" and self.folder is not None:

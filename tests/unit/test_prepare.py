@@ -135,7 +135,7 @@ def test_tokenizer_of_a_huge_corpus_is_trained_on_a_sample(rows: Path, cache: Pa
     monkeypatch.setattr(module, "_TOKENIZER_CHARACTERS", sum(map(len, TEXTS)) // 4)
     seen: list[str] = []
     train_bpe = module.Tokenizer.train_bpe
-    monkeypatch.setattr(module.Tokenizer, "train_bpe", lambda texts, size, or_fewer: train_bpe(seen_by(texts, seen), size))
+    monkeypatch.setattr(module.Tokenizer, "train_bpe", lambda texts, size, **_: train_bpe(seen_by(texts, seen), size))
     prepared = prepare(recipe_for(rows, cache))
     train = texts_of(prepared, prepared.train)
     assert set(seen) < set(train)

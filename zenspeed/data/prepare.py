@@ -32,12 +32,12 @@ from zenspeed.data import python_docs
 from zenspeed.data.shards import TokenDataset, token_dtype, write_shard
 from zenspeed.data.source import PYTHON_DOCS, documents, source_files
 from zenspeed.recipe import DataConfig, Recipe, TokenizerConfig
+from zenspeed.text.coverage import check_unknown
 from zenspeed.text.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same text and settings would give other shards, so that older caches are not used."""
 
-DEFAULT_VOCAB_SIZE = 4096
 _SHARD_TOKENS = 64_000_000
 _CHUNK_CHARACTERS = 4_000_000  # encoded at once; the library needs about 100 bytes a character meanwhile
 _HELD_CHARACTERS = 100_000_000  # a corpus up to this is read once and kept, a larger one is read again for each pass
@@ -136,8 +136,10 @@ def _key(recipe: Recipe, cache: Path) -> str:
         "section_characters": data.section_characters,
         "tokenizer": tokenizer.kind,
     }
-    if tokenizer.kind == "bpe":
+    if tokenizer.kind not in ("char", "folder"):
         made_from["vocab_size"] = tokenizer.vocab_size
+    if tokenizer.special_tokens:
+        made_from["special_tokens"] = tokenizer.special_tokens
     if tokenizer.kind == "folder":
         made_from["tokenizer_fingerprint"] = _load_tokenizer(tokenizer).fingerprint
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
@@ -222,6 +224,8 @@ def _write(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
     for name, split in (("train", train), ("validation", validation)):
         progress(f"encoding {name}: {split.num_documents:,} documents, {split.num_characters:,} characters")
         splits[name] = _write_split(folder, name, split, tokenizer)
+        unknown, tokens = splits[name]["num_unknown_tokens"], splits[name]["num_tokens"]
+        check_unknown(unknown, tokens, recipe.tokenizer.max_unknown, f"{data.source}, {name}")
     seconds = time.perf_counter() - began
     return {
         "format": FORMAT,
@@ -247,10 +251,8 @@ def _tokenizer(config: TokenizerConfig, train: _Split, progress: Progress) -> To
     if config.kind == "folder":
         return _load_tokenizer(config)
     progress(f"training the tokenizer ({config.kind}) on {train.num_characters:,} characters")
-    if config.kind == "char":
-        return Tokenizer.train_char(train)
-    size = config.vocab_size or DEFAULT_VOCAB_SIZE
-    return Tokenizer.train_bpe(train.sample(_TOKENIZER_CHARACTERS), size, or_fewer=config.vocab_size is None)
+    texts = train if config.kind == "char" else train.sample(_TOKENIZER_CHARACTERS)
+    return Tokenizer.train(config.kind, texts, config.vocab_size, special_tokens=config.special_tokens)
 
 
 def _load_tokenizer(config: TokenizerConfig) -> Tokenizer:

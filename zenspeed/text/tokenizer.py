@@ -1,10 +1,12 @@
 """Text to token numbers and back, over Hugging Face `tokenizers`.
 
-Three kinds behind one class:
+Five kinds behind one class:
 
-    bpe     byte-level BPE (Sennrich et al. 1508.07909 on bytes) trained on the data: any Unicode text comes back exactly
-    char    one token a character of the training text; any other character becomes `unknown`
-    folder  whatever a Hugging Face folder holds, with its own end-of-text token
+    bpe        byte-level BPE (Sennrich et al. 1508.07909 on bytes) trained on the data: any Unicode text comes back exactly
+    wordpiece  pieces of words in lower case, as BERT has them (words.py)
+    word       whole words in lower case, Chinese cut into words by jieba (words.py)
+    char       one token a character of the training text; any other character becomes `unknown`
+    folder     whatever a folder or file in a known layout holds, with its own special tokens (layouts.py)
 
 The special token `<|endoftext|>` is only ever put between documents by us: text that contains these letters is encoded as
 plain text, so no document can forge the end of another.
@@ -23,29 +25,17 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from zenspeed.config import InputError, read_text, write_atomically
+from zenspeed.config import InputError, write_atomically
+from zenspeed.text.fast import LONG_S, FastEncoder, open_fast
+from zenspeed.text.layouts import read_layout
 from zenspeed.text.normalize import replace_surrogates
+from zenspeed.text.splits import END_OF_TEXT, SPLIT, byte_alphabet, split_to_bytes, state
+from zenspeed.text.words import BORDER, segment, train_wordpiece, train_words
+from zenspeed.text.words import settings as word_settings
 
-END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-
-# Where BPE may not merge across. GPT-4's split (tiktoken's cl100k_base) with two changes: a run of Han characters stands
-# alone, so that Chinese merges are learned from Chinese only, not once for each comma, space or Latin word beside it; and
-# combining marks belong to letters, so that Hindi and Thai words stay whole. Nothing marks where a word ends inside a Han run;
-# merges find that. On held-out Chinese reviews with 4,096 tokens: 1.38 characters a token, with GPT-4's own 1.42; but 10 %
-# fewer tokens that hold a part of a character.
-SPLIT = (
-    r"'(?i:[sdmt]|ll|ve|re)"
-    r"|\p{Han}+"
-    r"|[^\r\n\p{L}\p{N}]?[[\p{L}\p{M}]&&[^\p{Han}]]+"
-    r"|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]"
-    r"|\s+(?!\S)"
-    r"|\s+"
-)
 
 # No match of SPLIT goes on from a line's end into one of these letters, so text may be cut there without changing a token.
 _SAFE_CUT = re.compile(r"(?<=\n)(?=[A-Za-z\u4e00-\u9fff])")
@@ -59,13 +49,26 @@ _MAX_TOKEN_BYTES = 24
 # 3.975 bytes, uncut 3.976.
 _TRAINING_WORD_CHARACTERS = 32
 
+_FAST_FROM_CHARACTERS = 20_000  # below, opening the fast encoder takes longer than it saves
+
+DEFAULT_VOCAB_SIZE = 4096
+"""Tokens of a trained vocabulary when none are asked for; a small text makes fewer."""
+
+_ROLE_NAMES = {
+    "bos": ("<s>", "<bos>", "[BOS]"),
+    "cls": ("[CLS]", "<cls>"),
+    "sep": ("[SEP]", "<sep>"),
+    "pad": ("[PAD]", "<pad>", "<|pad|>"),
+    "mask": ("[MASK]", "<mask>", "<|mask|>"),
+    "unk": ("[UNK]", "<unk>"),
+}
 _COMMON_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
 class Tokenizer:
     """Encodes text as token numbers in [0, vocab_size) and decodes them.
 
-    Make one with `train_bpe`, `train_char` or `load`; `save` writes a folder that `transformers.AutoTokenizer` loads.
+    Make one with `train` or `load`; `save` writes a folder that `transformers.AutoTokenizer` loads.
     """
 
     end_of_text: int
@@ -83,14 +86,38 @@ class Tokenizer:
         end_of_text = inner.token_to_id(_token_name(settings["eos_token"]))
         assert end_of_text is not None
         self.end_of_text = end_of_text
-        unknown = _token_name(settings.get("unk_token"))
-        self.unknown = inner.token_to_id(unknown) if unknown else None
+        self.unknown = self._role("unk")
+        self._segments = settings.get("word_segmentation") == "jieba"
         self._is_char = _is_char(inner) and self.unknown is not None
-        self._may_cut = self._is_char or _state(inner.pre_tokenizer) == _state(_split_to_bytes())
+        self._may_cut = self._is_char or state(inner.pre_tokenizer) == state(split_to_bytes(SPLIT))
 
     @classmethod
-    def train_bpe(cls, texts: Iterable[str], vocab_size: int, *, or_fewer: bool = False) -> Tokenizer:
-        """Byte-level BPE with exactly `vocab_size` tokens: the special one, 256 bytes, and merges seen at least twice.
+    def train(
+        cls, kind: str, texts: Iterable[str], vocab_size: int | None = None, *, special_tokens: Sequence[str] = ()
+    ) -> Tokenizer:
+        """A tokenizer of `kind` (bpe, wordpiece, word, char) from `texts`, which are gone through once.
+
+        Args:
+            vocab_size: null takes DEFAULT_VOCAB_SIZE, or as many as the texts hold; char takes every character.
+            special_tokens: put in front of the vocabulary. A usual name ([CLS], [SEP], [PAD], [MASK], …) gives that role.
+
+        Raises:
+            InputError: the texts do not hold that many tokens (bpe).
+        """
+        if kind == "char":
+            return cls.train_char(texts, special_tokens)
+        size = vocab_size or DEFAULT_VOCAB_SIZE
+        if kind == "bpe":
+            return cls.train_bpe(texts, size, or_fewer=vocab_size is None, special_tokens=special_tokens)
+        learn = {"wordpiece": train_wordpiece, "word": train_words}[kind]
+        inner = learn(map(replace_surrogates, texts), size, special_tokens)
+        return cls(inner, word_settings(segments=kind == "word"))
+
+    @classmethod
+    def train_bpe(
+        cls, texts: Iterable[str], vocab_size: int, *, or_fewer: bool = False, special_tokens: Sequence[str] = ()
+    ) -> Tokenizer:
+        """Byte-level BPE with exactly `vocab_size` tokens: special ones, 256 bytes, and merges seen at least twice.
 
         `or_fewer` takes as many as the texts hold. The same texts in the same order always give the same tokenizer.
 
@@ -98,18 +125,18 @@ class Tokenizer:
             InputError: the texts do not hold that many merges.
         """
         inner = tokenizers.Tokenizer(models.BPE())
-        inner.pre_tokenizer = _split_to_bytes(f"[\\s\\S]{{1,{_TRAINING_WORD_CHARACTERS}}}")
+        inner.pre_tokenizer = split_to_bytes(SPLIT, f"[\\s\\S]{{1,{_TRAINING_WORD_CHARACTERS}}}")
         inner.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
             show_progress=False,
-            special_tokens=[END_OF_TEXT],
+            special_tokens=_distinct([END_OF_TEXT, *special_tokens]),
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             max_token_length=_MAX_TOKEN_BYTES,
         )
         inner.train_from_iterator((piece for text in texts for piece in _pieces(replace_surrogates(text))), trainer)
-        inner.pre_tokenizer = _split_to_bytes()
+        inner.pre_tokenizer = split_to_bytes(SPLIT)
         possible = inner.get_vocab_size()
         if possible < vocab_size and not or_fewer:
             raise InputError(
@@ -119,40 +146,27 @@ class Tokenizer:
         return cls(inner, _settings())
 
     @classmethod
-    def train_char(cls, texts: Iterable[str]) -> Tokenizer:
-        """One token for each character in `texts`, in the order of code points, after the end-of-text and the unknown token."""
+    def train_char(cls, texts: Iterable[str], special_tokens: Sequence[str] = ()) -> Tokenizer:
+        """One token for each character in `texts`, in the order of code points, after the special and the unknown token."""
         characters: set[str] = set()
         for text in texts:
             characters.update(replace_surrogates(text))
         vocabulary = {END_OF_TEXT: 0, UNKNOWN: 1}
-        for character in sorted(characters - {UNKNOWN}):
-            vocabulary[character] = len(vocabulary)
+        for token in _distinct([*special_tokens, *sorted(characters - {UNKNOWN})]):
+            vocabulary.setdefault(token, len(vocabulary))
         inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
-        inner.add_special_tokens([END_OF_TEXT])
+        inner.add_special_tokens(_distinct([END_OF_TEXT, *special_tokens]))
         inner.decoder = decoders.Fuse()
         return cls(inner, _settings(unk_token=UNKNOWN))
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """The tokenizer of a folder in Hugging Face layout: tokenizer.json, and tokenizer_config.json that names eos_token.
+        """The tokenizer of a folder in Hugging Face layout, or of a .tiktoken file (layouts.py says which are known).
 
         Raises:
             InputError: a file is missing or broken, or no end-of-text token can be found.
         """
-        path = folder / "tokenizer.json"
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; give one that holds tokenizer.json")
-        if not path.exists():
-            raise InputError(
-                f"{folder}: holds no tokenizer.json; make one with "
-                f"transformers.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-            )
-        text = read_text(path)
-        try:
-            inner = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(f"{path}: not a tokenizer: {str(error).splitlines()[0]}") from None
-        settings = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
+        inner, settings = read_layout(folder)
         named = _token_name(settings.get("eos_token"))
         candidates = [named] if named else list(_COMMON_END_TOKENS)
         found = [name for name in candidates if inner.token_to_id(name) is not None]
@@ -177,8 +191,52 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all that decides which numbers a text becomes; the same after `save` and `load`."""
-        content = self._inner.to_str() + "\0" + str(self.end_of_text)
+        content = self._inner.to_str() + "\0" + str(self.end_of_text) + ("\0jieba" if self._segments else "")
         return hashlib.sha256(content.encode()).hexdigest()
+
+    @cached_property
+    def cls(self) -> int | None:
+        """Number of the token that begins a text to be classified."""
+        return self._role("cls")
+
+    @cached_property
+    def sep(self) -> int | None:
+        """Number of the token that ends each text of a pair."""
+        return self._role("sep")
+
+    @cached_property
+    def pad(self) -> int | None:
+        """Number of the token where there is no text."""
+        return self._role("pad")
+
+    @cached_property
+    def mask(self) -> int | None:
+        """Number of the token that hides another."""
+        return self._role("mask")
+
+    @cached_property
+    def bos(self) -> int | None:
+        """Number of the token that begins a text."""
+        return self._role("bos")
+
+    @property
+    def eos(self) -> int:
+        """Number of the token that ends a text: `end_of_text`."""
+        return self.end_of_text
+
+    @property
+    def unk(self) -> int | None:
+        """Number of the token for what the vocabulary lacks: `unknown`."""
+        return self.unknown
+
+    def number(self, token: str) -> int | None:
+        """The number of a token by its name, a special one of the user's for instance; None if there is none."""
+        return self._inner.token_to_id(token)
+
+    def _role(self, role: str) -> int | None:
+        named = _token_name(self._settings.get(f"{role}_token"))
+        found = [self._inner.token_to_id(name) for name in ([named] if named else _ROLE_NAMES[role])]
+        return next((i for i in found if i is not None), None)
 
     def encode(self, text: str) -> list[int]:
         """The token numbers of `text`; nothing is added in front or behind."""
@@ -189,6 +247,36 @@ class Tokenizer:
         texts = [replace_surrogates(text) for text in texts]
         if self._is_char:
             return [self._encode_characters(text) for text in texts]
+        if self._segments:
+            texts = [segment(text) for text in texts]
+        if sum(map(len, texts)) < _FAST_FROM_CHARACTERS or self._fast is None:
+            return self._encode_exactly(texts)
+        slow = [i for i, text in enumerate(texts) if LONG_S in text]
+        out = self._fast.encode(["" if LONG_S in text else text for text in texts] if slow else texts)
+        for i, ids in zip(slow, self._encode_exactly([texts[i] for i in slow]), strict=True):
+            out[i] = ids
+        return out
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], np.ndarray]:
+        """The token numbers of `text`, and where each stands in it: (tokens, 2) int64, first character and one past the last.
+
+        A token that is a part of a character has that character's place; `text` has no lone surrogates (normalize.py).
+        """
+        if self._is_char:
+            places = np.arange(len(text), dtype=np.int64)
+            return self.encode(text), np.stack([places, places + 1], axis=1)
+        cut = segment(text) if self._segments else text
+        encoded = self._inner.encode(cut, add_special_tokens=False)
+        offsets = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2)
+        if cut != text:
+            offsets -= _borders_before(text, cut)[offsets]
+        return encoded.ids, offsets
+
+    @cached_property
+    def _fast(self) -> FastEncoder | None:
+        return open_fast(self._inner)
+
+    def _encode_exactly(self, texts: Sequence[str]) -> list[np.ndarray]:
         pieces = [list(_pieces(text)) if self._may_cut else [text] for text in texts]
         flat = [piece for group in pieces for piece in group]
         encoded = iter(self._inner.encode_batch_fast(flat, add_special_tokens=False))
@@ -220,7 +308,7 @@ class Tokenizer:
         """Bytes by token number, those of special tokens empty; None when tokens are not made of bytes."""
         if not self._is_char and not isinstance(self._inner.decoder, decoders.ByteLevel):
             return None
-        to_byte = {} if self._is_char else _byte_alphabet()
+        to_byte = {} if self._is_char else byte_alphabet()
         out = [b""] * self.vocab_size
         special = {i for i, token in self._inner.get_added_tokens_decoder().items() if token.special}
         for name, i in self._inner.get_vocab().items():
@@ -262,12 +350,6 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:] if start else text
 
 
-def _split_to_bytes(*more: str) -> pre_tokenizers.PreTokenizer:
-    """Splits by SPLIT, then by each pattern in `more`, and writes what is left as bytes."""
-    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in (SPLIT, *more)]
-    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
 def _is_char(inner: tokenizers.Tokenizer) -> bool:
     """Whether each character of a text becomes one token, looked up by itself."""
     if inner.normalizer or inner.pre_tokenizer or not isinstance(inner.decoder, decoders.Fuse):
@@ -276,8 +358,19 @@ def _is_char(inner: tokenizers.Tokenizer) -> bool:
     return all(len(name) == 1 for name in inner.get_vocab() if name not in special)
 
 
-def _state(part: Any) -> bytes:
-    return part.__getstate__() if part is not None else b""
+def _borders_before(text: str, cut: str) -> np.ndarray:
+    """How many borders `segment` put before each place of `cut`, (len(cut) + 1,) int64."""
+    counts = np.zeros(len(cut) + 1, dtype=np.int64)
+    place = 0
+    for i, character in enumerate(cut):
+        added = character == BORDER and (place >= len(text) or text[place] != BORDER)
+        counts[i + 1] = counts[i] + added
+        place += not added
+    return counts
+
+
+def _distinct(tokens: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(tokens))
 
 
 def _settings(**more: str) -> dict[str, Any]:
@@ -294,22 +387,3 @@ def _settings(**more: str) -> dict[str, Any]:
 def _token_name(entry: Any) -> str:
     """Hugging Face writes a special token as its text or as a mapping with `content`."""
     return str(entry.get("content", "")) if isinstance(entry, dict) else entry or ""
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return content
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in a byte-level vocabulary (Radford et al. 2019), inverted."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
