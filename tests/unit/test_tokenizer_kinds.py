@@ -1,4 +1,4 @@
-"""Kinds, layouts and the fast encoder: the same tokens as Hugging Face's library, on hard text too; roles, offsets, coverage."""
+"""Kinds, layouts and the fast encoder: the tokens of Hugging Face's library on hard text too; roles, offsets, coverage."""
 
 from __future__ import annotations
 
