@@ -1,6 +1,6 @@
 """The parts of a Transformer: linear layer, norm, attention, feed-forward, block, and the cache of keys and values.
 
-No part initialises its own weights: `Transformer.init_weights` does, in one place.
+No part initialises its own weights: models/initial.py does, in one place.
 
 Letters: B sequences, T tokens, C width of the residual stream, H query heads, G key and value heads, D head width,
 F inner width of the feed-forward part.
@@ -124,7 +124,7 @@ class Shared(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with H query and G key and value heads, one fused projection into all of them."""
+    """Self-attention with H query and G key and value heads, one fused projection into all of them."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -158,7 +158,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)). Shards and compiles as one unit."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); with norms after the sums, norm(x + attention(x)) and so on.
+
+    Shards and compiles as one unit.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -166,9 +169,12 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.feed_forward_norm = Norm(config, config.width)
         self.feed_forward = FeedForward(config)
-        self.dropout = config.dropout
+        self.dropout, self.post = config.dropout, config.norm_placement == "post"
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
+        if self.post:
+            x = self.attention_norm(x + self._drop(self.attention(x, shared)))
+            return self.feed_forward_norm(x + self._drop(self.feed_forward(x)))
         x = x + self._drop(self.attention(self.attention_norm(x), shared))
         return x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
 

@@ -11,6 +11,12 @@ from pydantic import Field, model_validator
 
 from zenspeed.config import Config
 
+_BERT: dict[str, Any] = {
+    "architecture": "encoder", "position": "learned", "norm": "layernorm", "norm_placement": "post", "norm_epsilon": 1e-12,
+    "embedding_norm": True, "activation": "gelu", "bias": True, "qk_norm": False, "tie_embeddings": True, "token_types": 2,
+    "pool": "first", "pooler": True, "init": "normal", "dropout": 0.1, "context": 512,
+}  # fmt: skip
+
 PRESETS: dict[str, dict[str, Any]] = {
     # A small modern GPT: rotary positions, RMSNorm, QK-norm, squared ReLU, no biases, untied head
     # (Su et al. 2104.09864, Zhang & Sennrich 1910.07467, Dehghani et al. 2302.05442, So et al. 2109.08668).
@@ -28,14 +34,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "position": "rotary", "norm": "rmsnorm", "norm_epsilon": 1e-6, "activation": "swiglu", "bias": False,
         "qk_norm": False, "tie_embeddings": False, "init": "gpt2",
     },
+    # Devlin et al. 1810.04805, as in Hugging Face's BertModel.
+    "bert": _BERT,
+    # Liu et al. 1907.11692: BERT with one token type and other names of its heads.
+    "roberta": {**_BERT, "norm_epsilon": 1e-5, "token_types": 1},
 }  # fmt: skip
 
 
 class ModelConfig(Config):
-    """One configurable decoder Transformer. The vocabulary size comes from the tokenizer."""
+    """One configurable Transformer. The vocabulary size comes from the tokenizer, the head from the task."""
 
-    preset: Literal["gpt", "gpt2", "llama"] = "gpt"
+    preset: Literal["gpt", "gpt2", "llama", "bert", "roberta"] = "gpt"
     """Family that sets the defaults of the keys below."""
+    architecture: Literal["decoder", "encoder"] = "decoder"
+    """decoder: a token sees what is before it. encoder: it sees both sides."""
     layers: int = Field(6, ge=1)
     """Number of blocks."""
     width: int = Field(256, ge=2)
@@ -53,7 +65,11 @@ class ModelConfig(Config):
     rotary_base: float = Field(10_000.0, gt=0)
     """Base of the rotary angles."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
-    """Normalization, before each part of a block and at the end."""
+    """Normalization."""
+    norm_placement: Literal["pre", "post"] = "pre"
+    """pre: before each part of a block, and at the end. post: after each sum, as in 2017."""
+    embedding_norm: bool = False
+    """Normalizes the sum of embeddings as well."""
     norm_epsilon: float = Field(1e-6, gt=0)
     """Added to the variance in every normalization."""
     activation: Literal["gelu", "gelu_tanh", "relu", "relu_squared", "swiglu"] = "relu_squared"
@@ -64,6 +80,12 @@ class ModelConfig(Config):
     """Normalizes queries and keys per head, without weights: steadier training at high learning rates."""
     tie_embeddings: bool = False
     """The output head shares the token embedding's weights."""
+    token_types: int = Field(0, ge=0)
+    """Kinds of tokens that have an embedding of their own (BERT: first and second text of a pair); 0: none."""
+    pool: Literal["first", "mean", "last"] = "last"
+    """What stands for a whole text under a label or embedding head: its first token, its last, or the mean of all."""
+    pooler: bool = False
+    """A label head reads tanh of a linear layer of the pooled vector, as BERT's, not the vector itself."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on embeddings and on what each part adds to the residual stream."""
     ngrams: tuple[int, ...] = ()
@@ -74,8 +96,8 @@ class ModelConfig(Config):
     """Share of n-gram embeddings left out in training, each order and place by itself."""
     logit_softcap: float | None = Field(None, gt=0)
     """Squashes logits to ±cap with cap·tanh(logits/cap); null: off."""
-    init: Literal["zero_out", "gpt2"] = "zero_out"
-    """Initialisation, see the table in models/transformer.py."""
+    init: Literal["zero_out", "gpt2", "normal"] = "zero_out"
+    """Initialisation, see the table in models/initial.py."""
 
     @model_validator(mode="before")
     @classmethod

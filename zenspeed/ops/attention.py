@@ -1,4 +1,4 @@
-"""Causal attention: two ways to compute it, and the choice between them.
+"""Attention: two ways to compute it, and the choice between them.
 
     plain   softmax(q kᵀ / √D + bias) v as two batched matrix products. Holds T × S scores a head.
     sdpa    torch's fused kernel. Never holds the scores.
@@ -38,14 +38,27 @@ class Mask(NamedTuple):
     """Matrix products instead of the fused kernel."""
 
 
-def make_mask(num_new: int, num_seen: int, dtype: torch.dtype, device: torch.device, documents: Tensor | None = None) -> Mask:
-    """The causal mask of the last `num_new` of `num_seen` tokens, inside documents if (B, T) `documents` are given."""
+def make_mask(
+    num_new: int,
+    num_seen: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    documents: Tensor | None = None,
+    causal: bool = True,
+) -> Mask:
+    """The mask of the last `num_new` of `num_seen` tokens, inside documents if (B, T) `documents` are given.
+
+    Padding is a document like any other: it sees only padding, and no row is without anything to see.
+    """
     plain = device.type == "cpu" and (num_seen <= PLAIN_TOKENS or num_new == 1)
-    if num_new == 1 and documents is None:
-        return Mask(None, causal=False, plain=plain)
-    if documents is None and num_new == num_seen and not plain:
-        return Mask(None, causal=True, plain=False)
-    allowed = torch.ones(num_new, num_seen, dtype=torch.bool, device=device).tril(num_seen - num_new)  # (T, S)
+    if documents is None:
+        if num_new == 1 or not causal:
+            return Mask(None, causal=False, plain=plain)
+        if num_new == num_seen and not plain:
+            return Mask(None, causal=True, plain=False)
+    allowed = torch.ones(num_new, num_seen, dtype=torch.bool, device=device)  # (T, S)
+    if causal:
+        allowed = allowed.tril(num_seen - num_new)
     if documents is not None:
         allowed = (allowed & (documents[:, :, None] == documents[:, None, :])).unsqueeze(1)  # (B, 1, T, T)
     bias = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, -math.inf)
