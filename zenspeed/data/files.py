@@ -1,0 +1,64 @@
+"""The files that a source names: a file, a folder, a glob, a saved dataset, or a dataset of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from pathlib import Path
+
+from zenspeed.config import InputError, nearest
+from zenspeed.data.hub import HUB, hub_files
+from zenspeed.data.read_arrow import is_saved_dataset, saved_dataset_files
+from zenspeed.data.streams import COMPRESSED, suffix_of
+
+PYTHON_DOCS = "python-docs"
+TEXT_SUFFIXES = (".txt", ".md", ".py", ".rst")
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES)
+"""What is read in a folder, compressed or not; a file named by itself may have any suffix, and is plain text then."""
+
+
+def source_files(source: str, *, split: str = "train", endpoint: str | None = None) -> list[Path]:
+    """The files that `source` names, in the order they are read, each with something in it.
+
+    `split` and `endpoint` are of saved datasets and the hub.
+
+    Raises:
+        InputError: there is none.
+    """
+    if source.startswith(HUB):
+        return hub_files(source, split, endpoint, SUFFIXES)
+    path = Path(source).expanduser()
+    try:
+        if path.is_dir():
+            files = saved_dataset_files(path, split) if is_saved_dataset(path) else _files_in(path)
+        elif path.exists():
+            files = [path]
+        elif glob.has_magic(source):
+            matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+            files = sorted(p for p in map(Path, matches) if p.is_file())
+            if not files:
+                raise InputError(f"{source}: no file matches")
+        else:
+            beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            hint = nearest(path.name, [*beside, PYTHON_DOCS] if path.name == source else beside)
+            raise InputError(f"{source}: no such file{hint or '; give a text file, a folder or python-docs'}")
+        filled = [p for p in files if p.stat().st_size]
+    except OSError as error:
+        raise InputError(f"{error.filename or source}: cannot be read: {error.strerror}") from None
+    if not filled:
+        raise InputError(f"{source}: {'is empty' if files == [path] else 'all files in it are empty'}; give text to train on")
+    return filled
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Files below `folder` with a suffix we read, hidden files and folders left out."""
+    inside = [p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    inside = [p for p in inside if p.is_file()]
+    files = sorted(p for p in inside if suffix_of(p) in SUFFIXES)
+    if not files:
+        others = Counter(p.suffix or p.name for p in inside).most_common(3)
+        there = "; there are " + ", ".join(f"{n} {kind}" for kind, n in others) if others else ""
+        known = ", ".join((*SUFFIXES, *COMPRESSED))
+        raise InputError(f"{folder}: no file of {known} in this folder{there}; name others by a glob, as '{folder}/*.log'")
+    return files
