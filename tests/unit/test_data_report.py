@@ -99,7 +99,7 @@ def test_leakage_is_found_in_any_dress() -> None:
     test = [
         train[7].upper() + "!!",
         " " + train[8].replace(" ", "\u3000") + "。",
-        train[9].replace("a", "\uff41"),
+        train[9].translate({c: c + 0xFEE0 for c in range(0x61, 0x7B)}),
         train[10] + " x",
         "good",
         "",

@@ -71,7 +71,7 @@ def test_fast_encoder_gives_the_library_s_tokens(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train_bpe([*corpus(), *[f"x'{LONG_S}"] * 3000], 320)
     assert tokenizer._fast is not None
     assert tokenizer._fast.encode([f"x'{LONG_S}"])[0].tolist() != tokenizer.encode(f"x'{LONG_S}")
-    texts = [*HARD, *PROBE, *random_texts(3000), *mixed_texts(6000), ENGLISH * 300, CHINESE * 300]
+    texts = [f"x'{LONG_S}", *HARD, *PROBE, *random_texts(3000), *mixed_texts(6000), ENGLISH * 300, CHINESE * 300]
     expected = [e.ids for e in hugging_face(tokenizer, tmp_path).encode_batch(texts, add_special_tokens=False)]
     given = [ids.tolist() for ids in tokenizer.encode_batch(texts)]
     assert [t for t, a, b in zip(texts, given, expected, strict=True) if a != b] == []
