@@ -37,7 +37,7 @@ class FastEncoder:
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The token numbers of each text, uint32; special tokens in a text are plain text."""
         flat, ends = self._inner.encode_batch_flat(texts, False, True)
-        ids, offsets = np.frombuffer(flat, np.uint32), np.frombuffer(ends, np.uint64).astype(np.int64)
+        ids, offsets = np.frombuffer(flat, np.uint32), np.frombuffer(ends, np.uint64).tolist()
         return [ids[a:b] for a, b in itertools.pairwise(offsets)]
 
 

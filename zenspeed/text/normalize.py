@@ -9,6 +9,8 @@ def replace_surrogates(text: str) -> str:
     A Python `str` can hold half of a surrogate pair (JSON allows the escape \\ud83d alone, and undecodable bytes of a command
     line arrive so). It is no Unicode character, has no UTF-8 form and cannot be tokenized.
     """
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
