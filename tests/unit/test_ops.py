@@ -92,12 +92,16 @@ def test_norms() -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations(name: str) -> None:
+    def gelu_tanh(x: Tensor) -> Tensor:
+        return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
     plain = {
         "gelu": lambda x: x / 2 * (1 + torch.erf(x / math.sqrt(2))),
-        "gelu_tanh": lambda x: x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        "gelu_tanh": gelu_tanh,
         "relu": lambda x: x.clamp(min=0),
         "relu_squared": lambda x: x.clamp(min=0) ** 2,
         "swiglu": lambda x: x[..., :8] * torch.sigmoid(x[..., :8]) * x[..., 8:],
+        "geglu": lambda x: gelu_tanh(x[..., :8]) * x[..., 8:],
     }[name]
     assert_same(lambda x: activate(x, name), plain, [normal(4, 16) * 3])
     x = (normal(4000, 16) * 3).bfloat16()

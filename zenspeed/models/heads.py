@@ -65,7 +65,7 @@ class MaskedHead(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        self.activation = "gelu" if config.activation == "swiglu" else config.activation
+        self.activation = "gelu" if config.gated else config.activation
         self.dense = Linear(config.width, config.width)
         self.norm = Norm(config, config.width)
         self.head = None if config.tie_embeddings else Linear(config.width, vocab_size, bias=False)

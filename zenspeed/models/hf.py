@@ -102,7 +102,9 @@ def load_huggingface(
         raise InputError(f"{folder / 'config.json'}: {error.args[0]} is not there; a {kind} config needs it") from None
     if head == "embedding":
         fields |= _sentence_pooling(folder)
-    config = validate(ModelConfig, {"preset": kind, **fields}, name=str(folder / "config.json"))
+    if family.tied_by_file and not fields["tie_embeddings"]:
+        fields["tie_embeddings"] = not any(name == "lm_head.weight" for name, _ in _read_weights(folder))
+    config = validate(ModelConfig, {"preset": family.preset or kind, **fields}, name=str(folder / "config.json"))
     with torch.device("meta"):
         model = build_model(config, vocab_size, head, labels or _num_labels(theirs))
     model.to_empty(device="cpu")
@@ -127,7 +129,7 @@ def to_huggingface(
     assert isinstance(config, ModelConfig)
     head: Head = getattr(model, "kind", "language")
     in_the_way = {name: obstacles(config, family, head) for name, family in FAMILIES.items()}
-    kind = min(in_the_way, key=lambda name: (len(in_the_way[name]), name != config.preset))
+    kind = min(in_the_way, key=lambda name: (len(in_the_way[name]), name != config.preset, name == "mistral"))
     if in_the_way[kind]:
         raise InputError(f"this model has no Hugging Face layout: as {kind} it would need {', '.join(in_the_way[kind])}")
     family, parameters = FAMILIES[kind], dict(model.named_parameters())
@@ -193,7 +195,7 @@ def _sentence_pooling(folder: Path) -> dict[str, Any]:
 
 def _whole_table(family: Family, config: ModelConfig, head: Head, offset: int) -> Table:
     body = family.table(config, offset)
-    if not (config.architecture == "decoder" and head == "language"):
+    if config.architecture == "encoder" or (config.architecture == "decoder" and head != "language"):
         body = {f"body.{name}": source for name, source in body.items()}
     return body | family.head_table(config, head)
 

@@ -41,8 +41,8 @@ class Family(NamedTuple):
     """Endings of names that are no weights, or copies of tied ones."""
     required: Mapping[str, Any]
     """Keys of config.json that may only have this value."""
-    fixed: Mapping[str, tuple[Any, ...]]
-    """Keys of our config and the values that fit."""
+    fixed: Mapping[str, tuple[Any, ...] | None]
+    """Keys of our config and the values that fit, None: any."""
     table: Callable[[ModelConfig, int], Table]
     """Of the body; the number is `offset`'s."""
     head_table: Callable[[ModelConfig, Head], Table]
@@ -54,6 +54,10 @@ class Family(NamedTuple):
     """Has grouped-query attention."""
     fixed_label: Mapping[str, tuple[Any, ...]] = {}
     """As `fixed`, under a label head."""
+    preset: str = ""
+    """Ours; if empty, that of the same name."""
+    tied_by_file: bool = False
+    """Whether the head is tied is seen by its weight not being there."""
 
 
 HEAD_PREFIXES = ("lm_head.", "score.", "cls.", "classifier.", "qa_outputs.")
@@ -65,7 +69,7 @@ def obstacles(config: ModelConfig, family: Family, head: Head) -> list[str]:
     found = [
         f"{key} {' or '.join(map(str, dict.fromkeys(fitting)))} (is {getattr(config, key)})"
         for key, fitting in {**_PLAIN, **family.fixed, **(family.fixed_label if head == "label" else {})}.items()
-        if getattr(config, key) not in fitting
+        if fitting is not None and getattr(config, key) not in fitting
     ]
     if head not in family.architectures:
         found.append(f"another head than {head}")
@@ -91,7 +95,7 @@ def _gpt2_table(config: ModelConfig, offset: int) -> Table:
 
 def _llama_table(config: ModelConfig, offset: int) -> Table:
     table = {"embedding.weight": Source(("model.embed_tokens.weight",)), "norm.weight": Source(("model.norm.weight",))}
-    q, kv, inner = config.width, config.num_kv_heads * config.head_width, config.inner_width
+    q, kv, inner = config.heads * config.head_width, config.num_kv_heads * config.head_width, config.inner_width
     for layer in range(config.layers):
         ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
         qkv = tuple(f"{theirs}.self_attn.{x}_proj.weight" for x in "qkv")
@@ -104,6 +108,11 @@ def _llama_table(config: ModelConfig, offset: int) -> Table:
             f"{ours}.feed_forward.up.weight": Source(up, (inner, inner)),
             f"{ours}.feed_forward.down.weight": Source((f"{theirs}.mlp.down_proj.weight",)),
         }
+        if config.qkv_bias:
+            biases = tuple(f"{theirs}.self_attn.{x}_proj.bias" for x in "qkv")
+            table[f"{ours}.attention.qkv.bias"] = Source(biases, (q, kv, kv))
+        if config.qk_norm_weights:
+            table |= {f"{ours}.attention.{x}_norm": Source((f"{theirs}.self_attn.{x}_norm.weight",)) for x in "qk"}
     return table
 
 
@@ -143,6 +152,28 @@ def _read_llama(theirs: dict[str, Any]) -> dict[str, Any]:
         "norm_epsilon": theirs.get("rms_norm_eps", 1e-6), "tie_embeddings": theirs.get("tie_word_embeddings", False),
         "rotary_base": rope.get("rope_theta") or theirs.get("rope_theta", 10_000.0),
     }  # fmt: skip
+
+
+def _read_mistral(theirs: dict[str, Any]) -> dict[str, Any]:
+    return {**_read_llama({**theirs, "head_dim": None}), **_head_size(theirs), "window": theirs.get("sliding_window")}
+
+
+def _read_qwen2(theirs: dict[str, Any]) -> dict[str, Any]:
+    return {**_read_llama(theirs), "qkv_bias": True, "qk_norm": False, "qk_norm_weights": False}
+
+
+def _read_qwen3(theirs: dict[str, Any]) -> dict[str, Any]:
+    return {**_read_llama({**theirs, "head_dim": None}), **_head_size(theirs)}
+
+
+def _head_size(theirs: dict[str, Any]) -> dict[str, Any]:
+    usual = theirs["hidden_size"] / theirs["num_attention_heads"]
+    size = theirs.get("head_dim") or usual
+    return {"head_size": None if size == usual else size}
+
+
+def _write_mistral(config: ModelConfig) -> dict[str, Any]:
+    return {**_write_llama(config), "sliding_window": config.window}
 
 
 def _write_llama(config: ModelConfig) -> dict[str, Any]:
@@ -254,14 +285,83 @@ def _write_roberta(config: ModelConfig) -> dict[str, Any]:
     return {**_write_bert(config), **pad, "max_position_embeddings": config.context + _roberta_offset(pad)}
 
 
-_PLAIN: dict[str, tuple[Any, ...]] = {
+def _t5_table(config: ModelConfig, offset: int) -> Table:
+    table = {"embedding.weight": Source(("shared.weight",))}
+    inner, attention = config.heads * config.head_width, ("q", "k", "v")
+    for stack, layers in (("encoder", config.layers), ("decoder", config.decoder_layers or config.layers)):
+        last = 2 if stack == "decoder" else 1
+        relative = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        table[f"{stack}.relative.weight"] = Source((relative,))
+        table[f"{stack}.norm.weight"] = Source((f"{stack}.final_layer_norm.weight",))
+        for layer in range(layers):
+            ours, theirs = f"{stack}.blocks.{layer}", f"{stack}.block.{layer}.layer"
+            qkv = tuple(f"{theirs}.0.SelfAttention.{x}.weight" for x in attention)
+            wi = ("wi_0", "wi_1") if config.gated else ("wi",)
+            up = tuple(f"{theirs}.{last}.DenseReluDense.{x}.weight" for x in wi)
+            table |= {
+                f"{ours}.attention_norm.weight": Source((f"{theirs}.0.layer_norm.weight",)),
+                f"{ours}.attention.qkv.weight": Source(qkv, (inner,) * 3),
+                f"{ours}.attention.out.weight": Source((f"{theirs}.0.SelfAttention.o.weight",)),
+                f"{ours}.feed_forward_norm.weight": Source((f"{theirs}.{last}.layer_norm.weight",)),
+                f"{ours}.feed_forward.up.weight": Source(up, (config.inner_width,) * len(up)),
+                f"{ours}.feed_forward.down.weight": Source((f"{theirs}.{last}.DenseReluDense.wo.weight",)),
+            }
+            if stack == "decoder":
+                kv = tuple(f"{theirs}.1.EncDecAttention.{x}.weight" for x in attention[1:])
+                table |= {
+                    f"{ours}.cross_norm.weight": Source((f"{theirs}.1.layer_norm.weight",)),
+                    f"{ours}.cross.q.weight": Source((f"{theirs}.1.EncDecAttention.q.weight",)),
+                    f"{ours}.cross.kv.weight": Source(kv, (inner,) * 2),
+                    f"{ours}.cross.out.weight": Source((f"{theirs}.1.EncDecAttention.o.weight",)),
+                }
+    return table
+
+
+_T5_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gated-gelu": "geglu", "gated-silu": "swiglu"}
+
+
+def _read_t5(theirs: dict[str, Any]) -> dict[str, Any]:
+    activation = theirs.get("feed_forward_proj", "relu")
+    if activation not in _T5_ACTIVATIONS:
+        raise InputError(f"config.json: feed_forward_proj {activation!r}: known are {', '.join(_T5_ACTIVATIONS)}")
+    tied = theirs.get("tie_word_embeddings", True)
+    scaled = theirs.get("scale_decoder_outputs", tied)
+    return {
+        "layers": theirs["num_layers"], "decoder_layers": theirs.get("num_decoder_layers"), "width": theirs["d_model"],
+        "heads": theirs["num_heads"], "head_size": theirs["d_kv"], "feed_forward": theirs["d_ff"],
+        "context": theirs.get("n_positions", 512), "norm_epsilon": theirs.get("layer_norm_epsilon", 1e-6),
+        "relative_buckets": theirs.get("relative_attention_num_buckets", 32),
+        "relative_distance": theirs.get("relative_attention_max_distance", 128),
+        "activation": _T5_ACTIVATIONS[activation], "dropout": theirs.get("dropout_rate", 0.1),
+        "tie_embeddings": tied and scaled, "scale_logits": scaled,
+    }  # fmt: skip
+
+
+def _write_t5(config: ModelConfig) -> dict[str, Any]:
+    activation = next(theirs for theirs, ours in _T5_ACTIVATIONS.items() if ours == config.activation)
+    return {
+        "num_layers": config.layers, "num_decoder_layers": config.decoder_layers or config.layers, "d_model": config.width,
+        "num_heads": config.heads, "d_kv": config.head_width, "d_ff": config.inner_width, "n_positions": config.context,
+        "layer_norm_epsilon": config.norm_epsilon, "relative_attention_num_buckets": config.relative_buckets,
+        "relative_attention_max_distance": config.relative_distance, "feed_forward_proj": activation,
+        "dropout_rate": config.dropout, "pad_token_id": 0, "decoder_start_token_id": 0, "is_encoder_decoder": True,
+        "scale_decoder_outputs": config.scale_logits,
+    }  # fmt: skip
+
+
+_PLAIN: dict[str, tuple[Any, ...] | None] = {
     "architecture": ("decoder",), "norm_placement": ("pre",), "embedding_norm": (False,), "token_types": (0,),
-    "qk_norm": (False,), "logit_softcap": (None,), "ngrams": ((),),
+    "qk_norm": (False,), "qk_norm_weights": (False,), "logit_softcap": (None,), "ngrams": ((),), "head_size": (None,),
+    "window": (None,), "experts": (0,), "qkv_bias": (None, False), "scale_attention": (True,), "scale_embeddings": (False,),
+    "scale_logits": (False,),
 }  # fmt: skip
 """Values that fit where a family says nothing else."""
-_BERT_FIXED: dict[str, tuple[Any, ...]] = {
+_BERT_FIXED: dict[str, tuple[Any, ...] | None] = {
     "architecture": ("encoder",), "position": ("learned",), "norm": ("layernorm",), "norm_placement": ("post",),
-    "embedding_norm": (True,), "bias": (True,),
+    "embedding_norm": (True,), "bias": (True,), "qkv_bias": (None, True),
+}  # fmt: skip
+_LLAMA_FIXED: dict[str, tuple[Any, ...] | None] = {
+    "position": ("rotary",), "norm": ("rmsnorm",), "activation": ("swiglu",), "bias": (False,)
 }  # fmt: skip
 _LAST: dict[str, tuple[Any, ...]] = {"pool": ("last",), "pooler": (False,)}
 _BERT_LABEL: dict[str, tuple[Any, ...]] = {"pool": ("first",), "pooler": (True,)}
@@ -272,15 +372,45 @@ FAMILIES = {
         {"language": "GPT2LMHeadModel", "label": "GPT2ForSequenceClassification"},
         "transformer.", (".attn.bias", ".attn.masked_bias"),
         {"add_cross_attention": False, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
-        {"position": ("learned",), "norm": ("layernorm",), "activation": tuple(_GPT2_ACTIVATIONS.values()), "bias": (True,)},
+        {"position": ("learned",), "norm": ("layernorm",), "activation": tuple(_GPT2_ACTIVATIONS.values()), "bias": (True,),
+         "qkv_bias": (None, True)},
         _gpt2_table, _decoder_head, _read_gpt2, _write_gpt2, fixed_label=_LAST,
     ),
     "llama": Family(
         {"language": "LlamaForCausalLM", "label": "LlamaForSequenceClassification"},
         "model.", (".rotary_emb.inv_freq",),
         {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"},
-        {"position": ("rotary",), "norm": ("rmsnorm",), "activation": ("swiglu",), "bias": (False,)},
+        _LLAMA_FIXED,
         _llama_table, _decoder_head, _read_llama, _write_llama, grouped=True, fixed_label=_LAST,
+    ),
+    "mistral": Family(
+        {"language": "MistralForCausalLM", "label": "MistralForSequenceClassification"},
+        "model.", (".rotary_emb.inv_freq",),
+        {"hidden_act": "silu"},
+        {**_LLAMA_FIXED, "window": None, "head_size": None},
+        _llama_table, _decoder_head, _read_mistral, _write_mistral, grouped=True, fixed_label=_LAST, preset="llama",
+    ),
+    "qwen2": Family(
+        {"language": "Qwen2ForCausalLM", "label": "Qwen2ForSequenceClassification"},
+        "model.", (".rotary_emb.inv_freq",),
+        {"use_sliding_window": False, "hidden_act": "silu"},
+        {**_LLAMA_FIXED, "qkv_bias": (True,)},
+        _llama_table, _decoder_head, _read_qwen2, _write_llama, grouped=True, fixed_label=_LAST, preset="qwen",
+    ),
+    "qwen3": Family(
+        {"language": "Qwen3ForCausalLM", "label": "Qwen3ForSequenceClassification"},
+        "model.", (".rotary_emb.inv_freq",),
+        {"use_sliding_window": False, "hidden_act": "silu", "attention_bias": False},
+        {**_LLAMA_FIXED, "qk_norm": (True,), "qk_norm_weights": (True,), "head_size": None},
+        _llama_table, _decoder_head, _read_qwen3, _write_llama, grouped=True, fixed_label=_LAST, preset="qwen",
+    ),
+    "t5": Family(
+        {"language": "T5ForConditionalGeneration"},
+        "", (".embed_tokens.weight", "EncDecAttention.relative_attention_bias.weight"),
+        {},
+        {"architecture": ("encoder_decoder",), "position": ("relative",), "norm": ("rmsnorm",), "bias": (False,),
+         "activation": tuple(_T5_ACTIVATIONS.values()), "head_size": None, "scale_attention": (False,), "scale_logits": None},
+        _t5_table, _decoder_head, _read_t5, _write_t5, tied_by_file=True,
     ),
     "bert": Family(
         {"masked": "BertForMaskedLM", "label": "BertForSequenceClassification", "span": "BertForQuestionAnswering",

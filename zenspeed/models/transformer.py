@@ -19,26 +19,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zenspeed.models.initial import draw_weights
-from zenspeed.models.layers import Block, Embedding, KeyValueCache, Linear, NgramEmbedding, Norm, Shared
+from zenspeed.models.layers import (
+    Block,
+    Embedding,
+    KeyValueCache,
+    Linear,
+    Memory,
+    NgramEmbedding,
+    Norm,
+    RelativeBias,
+    Shared,
+)
 from zenspeed.models.presets import ModelConfig
-from zenspeed.ops.attention import make_mask
-from zenspeed.ops.loss import linear_cross_entropy, token_losses
-from zenspeed.ops.position import positions_in_documents, rotary_tables
+from zenspeed.ops.attention import Places, cross_mask, make_mask, places_of
+from zenspeed.ops.loss import IGNORE, linear_cross_entropy, token_losses
+from zenspeed.ops.position import alibi_bias, positions_in_documents, rotary_tables, sinusoidal
 
 
 class Body(nn.Module):
-    """`config.layers` blocks over a vocabulary of `vocab_size` tokens, without a head; causal if it is a decoder."""
+    """Blocks over a vocabulary of `vocab_size` tokens, without a head; causal if it is a decoder.
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    Args:
+        part: `encoder` or `decoder` of an encoder-decoder: it gets the embedding that both share with each call.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, part: Literal["encoder", "decoder"] | None = None) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
-        self.causal = config.architecture == "decoder"
-        self.embedding = Embedding(vocab_size, config.width)
+        self.causal = (part or config.architecture) == "decoder"
+        self.layers = config.decoder_layers or config.layers if part == "decoder" else config.layers
+        self.embedding: Embedding = Embedding(vocab_size, config.width) if part is None else None  # type: ignore[assignment]
         self.position = Embedding(config.context, config.width) if config.position == "learned" else None
         self.token_types = Embedding(config.token_types, config.width) if config.token_types else None
         self.ngrams = NgramEmbedding(config) if config.ngrams else None
         self.embedding_norm = Norm(config, config.width) if config.embedding_norm else None
-        self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.layers)])
+        self.relative = RelativeBias(config, self.causal) if config.position == "relative" else None
+        cross = part == "decoder"
+        self.blocks = nn.ModuleList([Block(config, layer, cross) for layer in range(self.layers)])
         self.norm = Norm(config, config.width) if config.norm_placement == "pre" else None
 
     def hidden_states(
@@ -48,6 +65,9 @@ class Body(nn.Module):
         positions: Tensor | None = None,
         cache: KeyValueCache | None = None,
         token_types: Tensor | None = None,
+        memory: Memory | None = None,
+        embedding: Embedding | None = None,
+        balance: list[Tensor] | None = None,
     ) -> Tensor:
         """What a head reads, (B, T, C) after the last norm.
 
@@ -58,17 +78,24 @@ class Body(nn.Module):
             positions: (T,) or (B, T); default: from `documents`, else counted on from the cache, else 0, 1, 2 …
             cache: of `new_cache`; the tokens are appended and see what is in it. Not together with `documents`.
             token_types: (B, T) int64; default: all 0.
+            memory: of an encoder; that of the cache if there is one.
+            embedding: of tokens, where the body has none of its own.
+            balance: gets a balancing loss from every layer with experts.
         """
         assert cache is None or documents is None, "a cache holds one document a row"
         num_new, start = tokens.shape[1], 0 if cache is None else cache.num_tokens
-        x = self.embedding(tokens)  # (B, T, C)
+        x = (embedding or self.embedding)(tokens)  # (B, T, C)
+        if self.config.scale_embeddings:
+            x = x * self.config.width**0.5
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         if positions is None:
             positions = torch.arange(start, start + num_new, device=tokens.device)
-            if (self.position is not None or self.ngrams is not None) and documents is not None:
+            if self._positions_count and documents is not None:
                 positions = positions_in_documents(documents)
         if self.position is not None:
             x = x + self.position(positions)
+        elif self.config.position == "sinusoidal":
+            x = x + sinusoidal(positions, self.config.width).to(x.dtype)
         if self.token_types is not None:
             x = x + (self.token_types.weight[0] if token_types is None else self.token_types(token_types))
         if self.ngrams is not None:
@@ -81,20 +108,39 @@ class Body(nn.Module):
         if config.position == "rotary":
             rotary = rotary_tables(positions, config.head_width, config.rotary_base, dtype)
         num_seen = num_new if cache is None else min(start + num_new, cache.max_tokens)
-        shared = Shared(make_mask(num_new, num_seen, dtype, tokens.device, documents, self.causal), rotary, cache)
+        places = bias = None
+        if config.window is not None or config.position in ("relative", "alibi"):
+            places = places_of(num_new, num_seen, tokens.device) if cache is None else cache.places(num_new)
+            bias = self._bias(places)
+        mask = make_mask(num_new, num_seen, dtype, tokens.device, documents, self.causal, config.window, bias, places)
+        shared = Shared(mask, rotary, cache)
+        if memory is not None or balance is not None or (cache is not None and cache.memory is not None):
+            shared = _with_memory(shared, tokens, documents, cache.memory if cache and cache.memory else memory, dtype)
+            real = None if documents is None else documents >= 0
+            shared = shared._replace(balance=balance, real=real)
         for block in self.blocks:
             x = block(x, shared)
         if cache is not None:
             cache.num_tokens += num_new
         return x if self.norm is None else self.norm(x)
 
+    @property
+    def _positions_count(self) -> bool:
+        """It matters where in its document a token stands, and not only how far from others."""
+        return self.position is not None or self.ngrams is not None or self.config.position == "sinusoidal"
+
+    def _bias(self, places: Places) -> Tensor | None:
+        if self.relative is not None:
+            return self.relative(places)
+        return alibi_bias(self.config.heads, *places) if self.config.position == "alibi" else None
+
     def new_cache(
         self, batch: int, max_tokens: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> KeyValueCache:
         """An empty cache for `batch` sequences that attends to the last `max_tokens`; type and device as the weights."""
-        weight, config = self.embedding.weight, self.config
+        weight, config = next(self.parameters()), self.config
         shape = (batch, config.num_kv_heads, max_tokens, config.head_width)
-        return KeyValueCache(config.layers, shape, dtype or weight.dtype, torch.device(device or weight.device))
+        return KeyValueCache(self.layers, shape, dtype or weight.dtype, torch.device(device or weight.device))
 
     @torch.no_grad()
     def init_weights(self, seed: int | torch.Generator | None = None) -> None:
@@ -107,9 +153,32 @@ class Body(nn.Module):
 
     def body_flops(self, context: int) -> float:
         """Floating-point operations of the forward products of the blocks for one token of a sequence of `context`."""
-        in_blocks = sum(p.numel() for p in self.blocks.parameters() if p.ndim == 2)
-        scores = 2 * self.config.layers * self.config.width * context  # q kᵀ and weights · v
+        config = self.config
+        in_blocks = sum(p.numel() * _share(name, config) for name, p in self.blocks.named_parameters() if p.ndim == 2)
+        scores = 2 * self.layers * config.heads * config.head_width * context  # q kᵀ and weights · v
         return 2.0 * (in_blocks + scores)
+
+
+def _share(name: str, config: ModelConfig) -> float:
+    """Of a weight that is used for a token."""
+    return config.experts_per_token / config.experts if ".experts." in name else 1.0
+
+
+def _with_memory(shared: Shared, tokens: Tensor, documents: Tensor | None, memory: Memory | None, dtype: torch.dtype) -> Shared:
+    if memory is None:
+        return shared
+    if documents is None:  # one document a row: its source is what is not padding
+        source = torch.where(memory.documents >= 0, 0, -1)
+        documents = torch.zeros_like(tokens)
+    else:
+        source = memory.documents
+    mask, sees = cross_mask(documents, source, dtype)
+    return shared._replace(memory=memory, memory_mask=mask, sees=sees)
+
+
+def balance_loss(balance: list[Tensor], config: ModelConfig, targets: Tensor) -> Tensor:
+    """The layers' mean, weighted, for as many nats as there are targets."""
+    return torch.stack(balance).mean() * config.expert_balance * (targets != IGNORE).sum()
 
 
 class Transformer(Body):
@@ -142,13 +211,16 @@ class Transformer(Body):
             targets: (B, T) int64, already shifted: targets[b, t] is predicted at tokens[b, t]; IGNORE (−100): no loss.
             reduction: `sum`: the sum of the losses, with gradient. `none`: each token's loss (B, T), without gradient.
         """
-        hidden = self.hidden_states(tokens, documents, positions, cache)
+        wanted = self.config.experts and self.training and targets is not None and torch.is_grad_enabled()
+        balance: list[Tensor] | None = [] if wanted else None
+        hidden = self.hidden_states(tokens, documents, positions, cache, balance=balance)
         if targets is None:
             return self.logits(hidden)
         weight, softcap = self.head_weight, self.config.logit_softcap
         hidden, flat = hidden.flatten(0, 1), targets.flatten()
         if reduction == "sum":
-            return linear_cross_entropy(hidden, weight, flat, softcap=softcap)
+            loss = linear_cross_entropy(hidden, weight, flat, softcap=softcap)
+            return loss + balance_loss(balance, self.config, targets) if balance else loss
         return token_losses(hidden, weight, flat, softcap=softcap).view(targets.shape)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -14,15 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu_squared", "swiglu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu_squared", "swiglu", "geglu")
 
 
 def activate(x: Tensor, name: str) -> Tensor:
-    """`name` of `ACTIVATIONS` applied to `x`; `swiglu` halves the last dimension, silu(first half) · second half."""
+    """`name` of `ACTIVATIONS` applied to `x`; `swiglu` and `geglu` halve the last dimension, silu or gelu(first) · second."""
     eager_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
     if name == "swiglu":
         gate, value = x.chunk(2, dim=-1)
         return F.silu(gate) * value
+    if name == "geglu":  # Shazeer 2002.05202, with the tanh form of GELU as in T5 1.1
+        gate, value = x.chunk(2, dim=-1)
+        return F.gelu(gate, approximate="tanh") * value
     if name == "relu_squared":
         return _ReluSquared.apply(x) if eager_cpu else F.relu(x).square()
     if name == "gelu_tanh":

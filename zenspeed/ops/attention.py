@@ -45,40 +45,77 @@ def make_mask(
     device: torch.device,
     documents: Tensor | None = None,
     causal: bool = True,
+    window: int | None = None,
+    bias: Tensor | None = None,
+    places: Places | None = None,
 ) -> Mask:
     """The mask of the last `num_new` of `num_seen` tokens, inside documents if (B, T) `documents` are given.
 
     Padding is a document like any other: it sees only padding, and no row is without anything to see.
+
+    Args:
+        window: a token sees so many tokens back, itself included; if not causal, as many forward.
+        bias: (1, H, T, S), added to the scores.
+        places: of the tokens, where they are not simply 0 … S − 1; only a window needs them.
     """
     plain = device.type == "cpu" and (num_seen <= PLAIN_TOKENS or num_new == 1)
-    if documents is None:
+    if documents is None and window is None:
+        if bias is not None and (num_new == 1 or not causal):
+            return Mask(bias.to(dtype), causal=False, plain=plain)
         if num_new == 1 or not causal:
             return Mask(None, causal=False, plain=plain)
-        if num_new == num_seen and not plain:
+        if num_new == num_seen and not plain and bias is None:
             return Mask(None, causal=True, plain=False)
     allowed = torch.ones(num_new, num_seen, dtype=torch.bool, device=device)  # (T, S)
     if causal:
         allowed = allowed.tril(num_seen - num_new)
+    if window is not None:
+        queries, keys = places or places_of(num_new, num_seen, device)
+        distance = queries[:, None] - keys
+        allowed = allowed & (distance < window) & (distance > -window)
     if documents is not None:
         allowed = (allowed & (documents[:, :, None] == documents[:, None, :])).unsqueeze(1)  # (B, 1, T, T)
-    bias = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, -math.inf)
-    return Mask(bias, causal=False, plain=plain)
+    masked = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, -math.inf)
+    return Mask(masked if bias is None else bias.to(dtype) + masked, causal=False, plain=plain)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """q (B, H, T, D), k and v (B, G, S, D) -> (B, H, T, D). Scores are scaled by 1/√D."""
+Places = tuple[Tensor, Tensor]
+"""Where new tokens (T,) and seen tokens (S,) stand in their row."""
+
+
+def places_of(num_new: int, num_seen: int, device: torch.device) -> Places:
+    """Of the last `num_new` of `num_seen` tokens."""
+    seen = torch.arange(num_seen, device=device)
+    return seen[num_seen - num_new :], seen
+
+
+def cross_mask(documents: Tensor, source_documents: Tensor, dtype: torch.dtype) -> tuple[Mask, Tensor | None]:
+    """What tokens of `documents` (B, T) see of `source_documents` (B, S): the source of the same number, −1 is padding.
+
+    The second is (B, 1, T, 1), true where a token sees anything, or None if all do; the others' results are to be taken as 0.
+    """
+    num_seen = source_documents.shape[1]
+    allowed = (documents[:, :, None] == source_documents[:, None, :]) & (documents >= 0)[:, :, None]  # (B, T, S)
+    sees = allowed.any(-1, keepdim=True)
+    bias = torch.zeros(allowed.shape, dtype=dtype, device=documents.device).masked_fill_(~allowed & sees, -math.inf)
+    plain = documents.device.type == "cpu" and num_seen <= PLAIN_TOKENS
+    return Mask(bias.unsqueeze(1), causal=False, plain=plain), None if sees.all() else sees.unsqueeze(1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None = None) -> Tensor:
+    """q (B, H, T, D), k and v (B, G, S, D) -> (B, H, T, D). Scores are scaled by `scale`, by default 1/√D."""
     if mask.plain:
-        return _plain(q, k, v, mask.bias)
+        return _plain(q, k, v, mask.bias, q.shape[-1] ** -0.5 if scale is None else scale)
     grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, mask.bias, is_causal=mask.causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, mask.bias, is_causal=mask.causal, scale=scale, enable_gqa=grouped)
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """Differentiated by torch where something compiles or records it, else by `_Plain`, which works in place."""
     if torch.compiler.is_compiling():
-        weights = _scores(q * q.shape[-1] ** -0.5, k)
+        weights = _scores(q * scale, k)
         return _apply((weights if bias is None else weights + bias).softmax(dim=-1), v)
-    return _Plain.apply(q, k, v, bias)
+    return _Plain.apply(q, k, v, bias, scale)
 
 
 # The H/G query heads that share a key head are more rows of one product: no key or value is repeated.
@@ -106,8 +143,8 @@ class _Plain(torch.autograd.Function):
     """Keeps one tensor of the size of the scores, the weights; scale and bias are one pass over them."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        scale = q.shape[-1] ** -0.5
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        ctx.scale, ctx.bias_shape = scale, None if bias is None else bias.shape
         scores = _scores(q, k)
         scores = scores.mul_(scale) if bias is None else torch.add(bias, scores, alpha=scale, out=scores)
         weights = scores.softmax(dim=-1)
@@ -116,10 +153,11 @@ class _Plain(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights = ctx.saved_tensors
-        grad, scale, G = grad.contiguous(), q.shape[-1] ** -0.5, k.shape[1]
+        grad, scale, G = grad.contiguous(), ctx.scale, k.shape[1]
         grad_v = _collect(weights, grad, G)
         grad_scores = torch._softmax_backward_data(_scores(grad, v), weights, -1, weights.dtype)
-        grad_q = _apply(grad_scores, k).mul_(scale)
-        return grad_q, _collect(grad_scores, q, G).mul_(scale), grad_v, None
+        grad_q, grad_k = _apply(grad_scores, k).mul_(scale), _collect(grad_scores, q, G).mul_(scale)
+        grad_bias = grad_scores.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[3] else None
+        return grad_q, grad_k, grad_v, grad_bias, None

@@ -1,11 +1,15 @@
 """Positions of tokens, rotary position embedding (Su et al. 2104.09864), and the way from a fused projection to heads.
 
+Also sinusoidal positions (Vaswani et al. 1706.03762), and the biases of scores by distance of T5 (Raffel et al. 1910.10683)
+and ALiBi (Press et al. 2108.12409).
+
 Letters: B sequences, T tokens, H query heads, G key and value heads, D head width. The pairs that rotate are (i, i + D/2), as
 in Llama's weights.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,6 +32,41 @@ def positions_in_documents(documents: Tensor) -> Tensor:
     starts = torch.zeros_like(documents, dtype=torch.int64)
     starts[:, 1:] = index[1:] * (documents[:, 1:] != documents[:, :-1])
     return index - starts.cummax(dim=1).values
+
+
+def sinusoidal(positions: Tensor, width: int) -> Tensor:
+    """positions (…) -> (…, C) fp32: sin(p / 10000^(2i/C)) at place 2i, the cosine at 2i + 1 (1706.03762, section 3.5)."""
+    inverse = 10_000.0 ** (torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / -width)
+    angles = positions[..., None].float() * inverse
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+
+
+def relative_buckets(distances: Tensor, num: int, furthest: int, causal: bool) -> Tensor:
+    """Bucket 0 … `num` − 1 of each distance key − query: one each for near ones, then wider with the logarithm.
+
+    If causal, keys that follow are all in bucket 0; else they have the upper half of the buckets. T5, section 2.1.
+    """
+    offset = torch.zeros_like(distances)
+    if causal:
+        distance = (-distances).clamp(min=0)
+    else:
+        num //= 2
+        offset, distance = (distances > 0) * num, distances.abs()
+    exact = num // 2
+    wide = torch.log(distance.clamp(min=1).float() / exact) / math.log(furthest / exact) * (num - exact)
+    return offset + torch.where(distance < exact, distance, (exact + wide.long()).clamp(max=num - 1))
+
+
+def alibi_bias(heads: int, queries: Tensor, keys: Tensor) -> Tensor:
+    """(1, H, T, S) fp32: −slope · |query − key|, slopes 2^(−8/H), 2^(−16/H) … for a power of two of heads.
+
+    Other numbers take the slopes of the next lower power of two, then every second one of the next higher.
+    """
+    lower = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / lower) for i in range(lower)]
+    slopes += [2 ** (-4 * (2 * i + 1) / lower) for i in range(heads - lower)]
+    distance = (queries[:, None] - keys).abs().float()
+    return -torch.tensor(slopes, device=queries.device)[None, :, None, None] * distance
 
 
 def rotary_tables(positions: Tensor, head_width: int, base: float, dtype: torch.dtype) -> Rotary:
