@@ -32,6 +32,20 @@ class RecurrentCache:
         self.state = None if self.state is None else tuple(part.index_select(1, rows) for part in self.state)
 
 
+class RNN(nn.RNN):
+    """nn.RNN that leaves its weights unset."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class LSTM(nn.LSTM):
+    """nn.LSTM that leaves its weights unset."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Recurrent(nn.Module):
     """`config.layers` recurrent layers over token embeddings."""
 
@@ -39,7 +53,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.embedding = Embedding(vocab_size, config.width)
-        cell = nn.LSTM if config.cell == "lstm" else nn.RNN
+        cell = LSTM if config.cell == "lstm" else RNN
         dropout = config.dropout if config.layers > 1 else 0.0
         self.rnn = cell(config.width, config.width, config.layers, batch_first=True, dropout=dropout)
         self.blocks = nn.ModuleList()  # nothing to compile: the layers are one kernel of torch
