@@ -6,6 +6,7 @@ the run folder and in every checkpoint. No torch here: a wrong recipe is refused
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 
 from zenspeed.config import Config
 from zenspeed.models.presets import ModelConfig
+from zenspeed.text.clean_config import CleanConfig
 
 
 class RunConfig(Config):
@@ -24,13 +26,38 @@ class RunConfig(Config):
     """Seed of initialisation, sample order and dropout."""
 
 
+class SourceConfig(Config):
+    source: str
+    """As `data.source`."""
+    weight: float = Field(1.0, gt=0)
+    """Times its documents are read: 2 reads each twice, 0.5 a half of them, drawn by their hash."""
+    text_column: str | None = None
+    """Column that holds the text; null: `data.text_column`."""
+
+
 class DataConfig(Config):
     source: str = "python-docs"
-    """`python-docs` (Python's own documentation, always present), or a file, folder or glob of .txt, .md, .py or .jsonl."""
+    """`python-docs` (Python's own documentation, always present), or a file, folder or glob of .txt, .md, .py, .rst, .jsonl,
+    .csv, .tsv, .parquet (each also .gz, .bz2, .xz, .zst), a folder saved by `datasets`, or `hf:owner/name` of the hub."""
+    sources: list[SourceConfig] = Field(default_factory=list)
+    """A mixture of several, instead of `source`: `[{source: a.csv, weight: 2}, {source: b.txt}]`."""
+    mixture_seed: int = Field(1, ge=0)
+    """Seed of the draw of documents from sources whose weight is no whole number."""
+    split: str = "train"
+    """Split of a saved dataset or one of the hub."""
+    endpoint: str | None = None
+    """Address of a mirror of the Hugging Face hub; null: the hub's own."""
     text_column: str = "text"
-    """Column of a .jsonl row that holds the text."""
+    """Column that holds the text, of rows; `a.b` is the field `b` inside the column `a`."""
+    encoding: str = "utf-8"
+    """Of text files, CSV, TSV and JSON lines."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What is done at a row that cannot be read; rows that were skipped are counted, the first ones quoted."""
+    clean: CleanConfig = CleanConfig()
     validation: float | str = Field(0.05)
-    """Share of documents held out for validation (0 < share < 1), or a file, folder or glob with the validation text."""
+    """Share of documents held out for validation (0 < share < 1), or a source with the validation text."""
+    test: str | None = None
+    """File, folder or glob with rows that are only looked at once, at the end (not for language_model)."""
     section_characters: int = Field(10_000, ge=0)
     """Plain text is cut at blank lines into documents of about this many characters; 0: a file is one document."""
     attend_across_documents: bool = False
@@ -40,6 +67,12 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
+        if self.sources and self.source != "python-docs":
+            raise ValueError("source and sources are both given; put the one source into the list")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(f"encoding: {self.encoding!r} is not known to Python; give utf-8, gb18030, latin-1") from None
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             raise ValueError(f"validation: {self.validation} is not a share; give 0 < share < 1, such as 0.05, or a path")
         return self
@@ -71,18 +104,20 @@ class TokenizerConfig(Config):
 
 
 class TaskConfig(Config):
-    kind: Literal["language_model", "classification", "regression", "masked_lm"] = "language_model"
-    """What is learned: to continue text; a label or a number for a text; words that were hidden."""
+    kind: Literal["language_model", "classification", "masked_lm"] = "language_model"
+    """What is learned: to continue text; a label for a text; words that were hidden."""
     text: str = "text"
     """Column of the text (all but language_model, whose column is data.text_column)."""
     text_pair: str | None = None
     """Column of a second text that is read with the first."""
     label: str = "label"
-    """Column of the label (classification) or the number (regression)."""
+    """Column of the label (classification)."""
     labels: list[str] | None = Field(None, min_length=2)
     """All labels, in order; null: those of the training rows, sorted."""
+    max_tokens: int | None = Field(None, ge=8)
+    """Longest sequence a text becomes; null: model.context, and at most 256 with model.huggingface."""
     stride: int | None = Field(None, ge=1)
-    """A text longer than model.context is read in windows that overlap by so many tokens; null: its end is cut off."""
+    """A text longer than max_tokens is read in windows that overlap by so many tokens; null: its end is cut off."""
     mask: float = Field(0.15, gt=0, lt=1)
     """masked_lm: share of tokens to be predicted (Devlin et al. 1810.04805)."""
 
@@ -202,3 +237,18 @@ class Recipe(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     log: LogConfig = LogConfig()
     sample: SampleConfig = SampleConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        rows = self.task.kind != "language_model"
+        if not rows:
+            for key, off in (("data.test", self.data.test is None), ("train.curriculum", self.train.curriculum is None)):
+                if not off:
+                    raise ValueError(f"{key}: is for tasks with rows, not for language_model; take it away, or set task.kind")
+            if self.train.batching != "packed":
+                raise ValueError(f"train.batching: language_model reads one stream, always packed, not {self.train.batching}")
+        elif self.train.compile:
+            raise ValueError(
+                f"train.compile: batches of {self.task.kind} have many shapes, each compiled anew; set it to false"
+            )
+        return self

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from zenspeed.config import InputError
-from zenspeed.data import source
+from zenspeed.data import streams
 from zenspeed.data.source import documents, sections
 from zenspeed.recipe import DataConfig
 
@@ -175,7 +175,7 @@ def test_wrong_encoding_names_the_byte(before: int, tmp_path: Path) -> None:
 
 
 def test_wrong_byte_is_named_wherever_blocks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_BLOCK_BYTES", 5)
+    monkeypatch.setattr(streams, "_BLOCK_BYTES", 5)
     path = tmp_path / "a.txt"
     for before in ("中文" * 2, "a中文", "🎉a🎉", "éa中"):
         start = before.encode()
@@ -184,7 +184,7 @@ def test_wrong_byte_is_named_wherever_blocks_end(tmp_path: Path, monkeypatch: py
 
 
 def test_characters_across_blocks_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_BLOCK_BYTES", 5)
+    monkeypatch.setattr(streams, "_BLOCK_BYTES", 5)
     text = "a中文🎉é" * 20
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     assert read(tmp_path / "a.txt", section_characters=0) == [text]
@@ -198,13 +198,15 @@ def test_binary_file_names_the_byte(tmp_path: Path) -> None:
     assert "looks like UTF-16" in fails(path)
     path = tmp_path / "b.jsonl"
     path.write_bytes(b'{"text": "a"}\n\0')
-    assert "b.jsonl: a binary file (NUL at byte 14)" in fails(path)
+    assert "b.jsonl:2: a NUL at byte 14" in fails(path)
 
 
 def test_folder_without_readable_files(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("x")
-    (tmp_path / "b.csv").write_text("x")
-    assert "no file of .txt, .md, .py, .rst, .jsonl in this folder; there are 2 .csv" in fails(tmp_path)
+    (tmp_path / "a.log").write_text("x")
+    (tmp_path / "b.log").write_text("x")
+    message = fails(tmp_path)
+    assert "no file of .txt, .md, .py, .rst, .jsonl" in message
+    assert "in this folder; there are 2 .log" in message
 
 
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

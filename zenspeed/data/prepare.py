@@ -21,6 +21,7 @@ import json
 import shutil
 import tempfile
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ import numpy as np
 from zenspeed.config import InputError, read_text, write_atomically
 from zenspeed.data import python_docs
 from zenspeed.data.shards import TokenDataset, token_dtype, write_shard
-from zenspeed.data.source import PYTHON_DOCS, documents, source_files
+from zenspeed.data.source import PYTHON_DOCS, SourceReport, documents, source_files, sources_of
 from zenspeed.recipe import DataConfig, Recipe, TokenizerConfig
 from zenspeed.text.coverage import check_unknown
 from zenspeed.text.tokenizer import Tokenizer
@@ -130,9 +131,15 @@ def _key(recipe: Recipe, cache: Path) -> str:
     data, tokenizer = recipe.data, recipe.tokenizer
     made_from: dict[str, Any] = {
         "format": FORMAT,
-        "source": _content(data.source, cache),
-        "validation": _content(data.validation, cache) if isinstance(data.validation, str) else data.validation,
+        "source": [
+            [_content(part.source, data, cache), part.weight, part.text_column] for part in sources_of(data, data.source)
+        ],
+        "validation": _content(data.validation, data, cache) if isinstance(data.validation, str) else data.validation,
         "text_column": data.text_column,
+        "mixture_seed": data.mixture_seed,
+        "encoding": data.encoding,
+        "on_bad_row": data.on_bad_row,
+        "clean": data.clean.model_dump(mode="json"),
         "section_characters": data.section_characters,
         "tokenizer": tokenizer.kind,
     }
@@ -145,12 +152,12 @@ def _key(recipe: Recipe, cache: Path) -> str:
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _content(source: str, cache: Path) -> str:
+def _content(source: str, data: DataConfig, cache: Path) -> str:
     """Hash of what `source` holds; files are read only when one of them is new or was changed."""
     if source == PYTHON_DOCS:
         return f"{PYTHON_DOCS} {python_docs.identity()}"
     seen = hashlib.sha256()
-    files = source_files(source)
+    files = source_files(source, split=data.split, endpoint=data.endpoint)
     for path in files:
         status = path.stat()
         seen.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
@@ -231,6 +238,8 @@ def _write(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
         "format": FORMAT,
         "source": data.source,
         **splits,
+        "reading": train.report.as_dict(),
+        "reading_validation": validation.report.as_dict() if isinstance(data.validation, str) else None,
         # Only a separate validation text can share documents with the training text.
         "validation_documents_also_in_train": int(np.isin(validation.hashes, train.hashes).sum()),
         "tokenizer": {
@@ -268,11 +277,11 @@ class _Documents:
 
     def __init__(self, config: DataConfig, source: str) -> None:
         self._config, self._source = config, source
-        hashes: list[int] = []
-        lengths: list[int] = []
+        hashes, lengths = array("Q"), array("q")  # eight bytes a document: there may be many millions
+        self.report = SourceReport()
         held: list[str] = []
         num_characters = 0
-        for text in documents(config, source):
+        for text in documents(config, source, self.report):
             hashes.append(_document_hash(text))
             lengths.append(len(text))
             num_characters += len(text)
@@ -280,8 +289,8 @@ class _Documents:
                 held.append(text)
             else:
                 held.clear()
-        self.hashes = np.array(hashes, dtype=np.uint64)
-        self.lengths = np.array(lengths, dtype=np.int64)
+        self.hashes = np.frombuffer(hashes, dtype=np.uint64) if hashes else np.empty(0, np.uint64)
+        self.lengths = np.frombuffer(lengths, dtype=np.int64) if lengths else np.empty(0, np.int64)
         self._held = held if num_characters <= _HELD_CHARACTERS else None
 
     def __iter__(self) -> Iterator[str]:
@@ -295,6 +304,7 @@ class _Split:
         self._corpus, self._chosen = corpus, chosen
         self.hashes = corpus.hashes[chosen]
         self.num_documents = len(self.hashes)
+        self.report = corpus.report
         self.num_characters = int(corpus.lengths[chosen].sum())
 
     def __iter__(self) -> Iterator[str]:

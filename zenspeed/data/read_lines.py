@@ -23,7 +23,7 @@ def _json_row(line: Line, place: str) -> Row | BadRow:
     if line.problem is not None:
         return BadRow(place, line.problem)
     try:
-        row: Any = json.loads(line.data)
+        row: Any = json.loads(line.data.rstrip())
     except json.JSONDecodeError as error:
         return BadRow(place, f"not JSON at column {error.colno}: {error.msg}; write one JSON object a line")
     except RecursionError:

@@ -18,7 +18,7 @@ from zenspeed.data.read_table import read_table
 from zenspeed.data.reading import BadRow, OnBadRow, ReadReport, Row, columns_of, no_column, value_of
 from zenspeed.data.streams import suffix_of
 
-__all__ = ["BadRow", "ReadReport", "Row", "RowOptions", "read_file", "read_rows"]
+__all__ = ["BadRow", "ReadReport", "Row", "RowOptions", "read_file", "read_file_rows", "read_rows"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,12 @@ def read_rows(source: str, options: RowOptions = RowOptions(), report: ReadRepor
 
 
 def _good_rows(path: Path, options: RowOptions, report: ReadReport) -> Iterator[Row]:
+    for _, row in read_file_rows(path, options, report):
+        yield row
+
+
+def read_file_rows(path: Path, options: RowOptions, report: ReadReport) -> Iterator[tuple[int, Row]]:
+    """The good rows of one file, each with its line or number; the others as `options` says."""
     table = suffix_of(path) in (".csv", ".tsv", ".parquet", ".arrow")  # all rows have the same columns
     for number, row in read_file(path, options):
         if isinstance(row, BadRow):
@@ -68,7 +74,7 @@ def _good_rows(path: Path, options: RowOptions, report: ReadReport) -> Iterator[
             report.bad(BadRow(*message.split(": ", 1)), options.on_bad_row)
             continue
         report.rows += 1
-        yield _with_columns(row, options)
+        yield number, _with_columns(row, options)
 
 
 def _with_columns(row: Row, options: RowOptions) -> Row:

@@ -1,7 +1,7 @@
-"""Documents out of what a user has: text files, JSON lines, folders and globs of them, or Python's own documentation.
+"""Documents out of what a user has: text files, columns of tables and rows, folders and globs of them, or Python's own docs.
 
 Documents come lazily and in a stable order (files by path, then as they stand in the file); no file is held in memory whole
-unless it is to be one document. Every document has some text and a UTF-8 form.
+unless it is to be one document. Every document has some text and a UTF-8 form. `data.clean` is applied to each.
 
 Plain text is cut into sections, each a document. With `size = data.section_characters`, a section ends at the first blank
 line after `size` characters; if no blank line comes within as many again, at the last end of a line there, else at the last
@@ -11,103 +11,136 @@ space or full stop, else right there. Blank lines at a cut are dropped. `size` i
 
 from __future__ import annotations
 
-import difflib
-import glob
-import json
+import dataclasses
+import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from zenspeed.config import InputError, nearest
+from zenspeed.config import InputError
+from zenspeed.data.distinct import Distinct
+from zenspeed.data.files import PYTHON_DOCS, ROW_SUFFIXES, source_files
 from zenspeed.data.python_docs import python_docs
-from zenspeed.recipe import DataConfig
+from zenspeed.data.reading import BadRow, ReadReport, not_text
+from zenspeed.data.rows import RowOptions, read_file_rows
+from zenspeed.data.streams import blocks, opened, suffix_of
+from zenspeed.recipe import DataConfig, SourceConfig
+from zenspeed.text.clean import Cleaner
 from zenspeed.text.normalize import replace_surrogates
 
-PYTHON_DOCS = "python-docs"
-SUFFIXES = (".txt", ".md", ".py", ".rst", ".jsonl")
-"""What is read in a folder; a file that is named by itself may have any suffix, and is plain text unless it is .jsonl."""
+__all__ = ["PYTHON_DOCS", "SourceReport", "documents", "sections", "source_files", "sources_of"]
 
-_BLOCK_BYTES = 1 << 20
 _BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
 
 
-def documents(config: DataConfig, source: str) -> Iterator[str]:
+@dataclasses.dataclass
+class SourceReport:
+    """What became of all that was read; complete when the last document was taken."""
+
+    read: ReadReport = dataclasses.field(default_factory=ReadReport)
+    cleaned: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"read": self.read.as_dict(), "cleaned": self.cleaned}
+
+
+def sources_of(config: DataConfig, source: str) -> list[SourceConfig]:
+    """What is behind `source`: the mixture of `config.sources` if there is one and `source` is the training data."""
+    return config.sources if config.sources and source == config.source else [SourceConfig(source=source)]
+
+
+def documents(config: DataConfig, source: str, report: SourceReport | None = None) -> Iterator[str]:
     """The documents of `source`, which is `config.source` or the path in `config.validation`.
 
     Raises:
         InputError: `source` is not there, holds no text, or a file in it cannot be read as text.
     """
+    report = SourceReport() if report is None else report
+    found = _mixture(config, source, report.read)
+    yield from _cleaned(config, found, report) if config.clean.does_anything else found
+
+
+def _mixture(config: DataConfig, source: str, report: ReadReport) -> Iterator[str]:
+    for part in sources_of(config, source):
+        for text in _documents_of(config, part, report):
+            for _ in range(1 if part.weight == 1 else copies(text, part.weight, config.mixture_seed)):
+                yield text
+
+
+def copies(text: str, weight: float, seed: int) -> int:
+    """How often a text is read: `weight` on average over texts, a pure function of text, weight and seed."""
+    key = seed.to_bytes(8, "little", signed=False)
+    drawn = hashlib.blake2b(text.encode(), digest_size=8, key=key, person=b"zenspeed-mixture").digest()
+    whole = int(weight)
+    return whole + (int.from_bytes(drawn, "little") < (weight - whole) * 2.0**64)
+
+
+def _cleaned(config: DataConfig, texts: Iterator[str], report: SourceReport) -> Iterator[str]:
+    clean, distinct = Cleaner(config.clean), None
+    kept: Iterator[str] = (cleaned for text in texts if (cleaned := clean(text)) is not None)
+    if config.clean.duplicates != "keep":
+        distinct = Distinct(config.clean.duplicates)
+        kept = distinct(kept)
+    anything = False
+    for text in kept:
+        anything = True
+        yield text
+    report.cleaned = clean.as_dict()
+    if distinct is not None:
+        report.cleaned["dropped"]["duplicates"] = distinct.dropped
+    if not anything:
+        dropped = ", ".join(f"{step} {count:,}" for step, count in report.cleaned["dropped"].items())
+        raise InputError(f"data.clean: leaves no text of {clean.texts:,} (left out by {dropped}); ask for less")
+
+
+def _documents_of(config: DataConfig, part: SourceConfig, report: ReadReport) -> Iterator[str]:
+    source = part.source
     if source == PYTHON_DOCS:
         yield from python_docs()
         return
-    files = source_files(source)
+    files = source_files(source, split=config.split, endpoint=config.endpoint)
     size = _section_size(config.section_characters, files)
-    anything = False
+    anything, bad_before = False, report.bad_rows
     for path in files:
-        inside = _rows(path, config.text_column) if path.suffix == ".jsonl" else _plain_text(path, size)
+        report.files += 1
+        of_rows = suffix_of(path) in ROW_SUFFIXES
+        column = part.text_column or config.text_column
+        inside = _texts(path, column, config, report) if of_rows else _plain_text(path, size, config.encoding)
         for document in inside:
             anything = True
             yield document
     if not anything:
-        raise InputError(f"{source}: holds no text, only blank space; give files with text in them")
+        bad = report.bad_rows - bad_before
+        why = f"no row of it can be read ({bad:,} bad); the first: {report.first_bad[0]}" if bad else "only blank space"
+        raise InputError(f"{source}: holds no text, {why}; give files with text in them")
 
 
-def source_files(source: str) -> list[Path]:
-    """The files that `source` names, in the order they are read, each with something in it.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = Path(source).expanduser()
-    try:
-        if path.is_dir():
-            files = _files_in(path)
-        elif path.exists():
-            files = [path]
-        elif glob.has_magic(source):
-            matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-            files = sorted(p for p in map(Path, matches) if p.is_file())
-            if not files:
-                raise InputError(f"{source}: no file matches")
+def _texts(path: Path, column: str, config: DataConfig, report: ReadReport) -> Iterator[str]:
+    """The column `column` of the rows of a file, blank ones left out and counted."""
+    options = RowOptions(columns=(column,), only=True, on_bad_row=config.on_bad_row, encoding=config.encoding)
+    for number, row in read_file_rows(path, options, report):
+        text = row[column]
+        if not isinstance(text, str):
+            report.rows -= 1
+            report.bad(BadRow(f"{path}:{number}", not_text(text, column)), config.on_bad_row)
+        elif text.strip():
+            yield replace_surrogates(text)
         else:
-            beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            hint = nearest(path.name, [*beside, PYTHON_DOCS] if path.name == source else beside)
-            raise InputError(f"{source}: no such file{hint or '; give a text file, a folder or python-docs'}")
-        filled = [p for p in files if p.stat().st_size]
-    except OSError as error:
-        raise InputError(f"{error.filename or source}: cannot be read: {error.strerror}") from None
-    if not filled:
-        raise InputError(f"{source}: {'is empty' if files == [path] else 'all files in it are empty'}; give text to train on")
-    return filled
-
-
-def _files_in(folder: Path) -> list[Path]:
-    """Files below `folder` with a suffix we read, hidden files and folders left out."""
-    inside = [p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    inside = [p for p in inside if p.is_file()]
-    files = sorted(p for p in inside if p.suffix in SUFFIXES)
-    if not files:
-        others = Counter(p.suffix or p.name for p in inside).most_common(3)
-        there = "; there are " + ", ".join(f"{n} {kind}" for kind, n in others) if others else ""
-        raise InputError(
-            f"{folder}: no file of {', '.join(SUFFIXES)} in this folder{there}; name others by a glob, as '{folder}/*.log'"
-        )
-    return files
+            report.empty_texts += 1
 
 
 # ---- plain text
 
 
 def _section_size(wanted: int, files: list[Path]) -> int:
-    plain_bytes = sum(p.stat().st_size for p in files if p.suffix != ".jsonl")
+    plain_bytes = sum(p.stat().st_size for p in files if suffix_of(p) not in ROW_SUFFIXES)
     return min(wanted, max(plain_bytes // 100, 200))
 
 
-def _plain_text(path: Path, size: int) -> Iterator[str]:
-    blocks = _decoded(path)
-    for text in sections(blocks, size) if size else ["".join(blocks)]:
+def _plain_text(path: Path, size: int, encoding: str) -> Iterator[str]:
+    decoded = _decoded(path, encoding)
+    for text in sections(decoded, size) if size else ["".join(decoded)]:
         if text.strip():
             yield text
 
@@ -152,23 +185,24 @@ def _without_blank_edges(text: str) -> str:
     return text[text.rfind("\n", 0, first) + 1 : end if end >= 0 else None].rstrip("\r")
 
 
-def _decoded(path: Path) -> Iterator[str]:
+def _decoded(path: Path, encoding: str) -> Iterator[str]:
     """The text of a file, block by block.
 
     Raises:
         InputError: the file cannot be read, holds NUL bytes, or is not UTF-8; the last two with the byte offset.
     """
     offset, half = 0, b""  # `half`: first bytes of a character whose end is in the next block
-    for block in _blocks(path):
-        if offset == 0 and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise InputError(f"{path}: not UTF-8 at byte 0, this looks like UTF-16; convert it: iconv -f UTF-16 -t UTF-8")
-        zero = block.find(b"\0")
-        if zero >= 0:
-            raise InputError(f"{path}: a binary file (NUL at byte {offset + zero}); give plain text")
-        data, start = half + block, offset - len(half)
-        text, half = _decode(path, data, start)
-        yield text.removeprefix("\ufeff") if offset == 0 else text
-        offset += len(block)
+    with opened(path, encoding) as file:
+        for block in blocks(file):
+            if offset == 0 and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise InputError(f"{path}: not UTF-8 at byte 0, this looks like UTF-16; set data.encoding=utf-16")
+            zero = block.find(b"\0")
+            if zero >= 0:
+                raise InputError(f"{path}: a binary file (NUL at byte {offset + zero}); give plain text")
+            data, start = half + block, offset - len(half)
+            text, half = _decode(path, data, start)
+            yield text.removeprefix("\ufeff") if offset == 0 else text
+            offset += len(block)
     if half:
         raise InputError(f"{path}: not UTF-8 at byte {offset - len(half)}: the last character is cut off")
 
@@ -181,62 +215,6 @@ def _decode(path: Path, data: bytes, start: int) -> tuple[str, bytes]:
         if error.end == len(data) and error.reason == "unexpected end of data":
             return data[: error.start].decode(), data[error.start :]
         at = start + error.start
-        raise InputError(f"{path}: not UTF-8 at byte {at}; convert it: iconv -f ITS_ENCODING -t UTF-8") from None
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                yield block
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-# ---- JSON lines
-
-
-def _rows(path: Path, column: str) -> Iterator[str]:
-    try:
-        with path.open("rb") as file:
-            yield from _texts(path, file, column)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _texts(path: Path, file: BinaryIO, column: str) -> Iterator[str]:
-    offset = 0
-    for number, line in enumerate(file, 1):
-        if b"\0" in line:
-            raise InputError(f"{path}: a binary file (NUL at byte {offset + line.index(0)}); give JSON lines")
-        text = _text_of_row(line, column, f"{path}:{number}", offset) if line.strip() else ""
-        if text.strip():
-            yield replace_surrogates(text)
-        offset += len(line)
-
-
-def _text_of_row(line: bytes, column: str, place: str, offset: int) -> str:
-    try:
-        row: Any = json.loads(line.rstrip().decode("utf-8-sig" if offset == 0 else "utf-8"))
-    except UnicodeDecodeError as error:
         raise InputError(
-            f"{place}: not UTF-8 at byte {offset + error.start}; convert it: iconv -f ITS_ENCODING -t UTF-8"
+            f"{path}: not UTF-8 at byte {at}; set data.encoding to its own, such as gb18030 or latin-1"
         ) from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: not JSON at column {error.colno}: {error.msg}; write one JSON object a line") from None
-    except RecursionError:
-        raise InputError(f"{place}: JSON is nested too deeply; write one flat JSON object a line") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: expected a JSON object with the column {column!r}, this is a {type(row).__name__}")
-    if column not in row:
-        hint = nearest(column, row, "data.text_column=") or "; set data.text_column to one that is there"
-        raise InputError(f"{place}: no column {column!r}{hint} (columns: {', '.join(_nearest_first(column, row))})")
-    if not isinstance(row[column], str):
-        raise InputError(
-            f"{place}: column {column!r} is {json.dumps(row[column])[:40]}, not text; take the row out or name another"
-        )
-    return row[column]
-
-
-def _nearest_first(name: str, names: Iterable[str]) -> list[str]:
-    return sorted(names, key=lambda n: (-difflib.SequenceMatcher(None, name, n).ratio(), n))
