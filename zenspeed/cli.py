@@ -8,13 +8,14 @@ import multiprocessing.process
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
 from zenspeed.errors import InputError
 
 if TYPE_CHECKING:
+    from zenspeed.models.transformer import Transformer
     from zenspeed.recipe import Recipe
 
 app = typer.Typer(
@@ -75,6 +76,8 @@ def _prepare_meanwhile(recipe: Recipe) -> multiprocessing.process.BaseProcess | 
     The process is forked before torch is there. What goes wrong in it is not lost: training prepares again, finds the data
     done or meets the same error. None where another rank does it, or where processes cannot be forked.
     """
+    if recipe.task.kind != "language_model":
+        return None
     if os.environ.get("RANK", "0") != "0" or "fork" not in multiprocessing.get_all_start_methods():
         return None
     process = multiprocessing.get_context("fork").Process(target=_prepare_quietly, args=(recipe,), daemon=True)
@@ -112,23 +115,26 @@ def _report(result: object) -> None:
         raise typer.Exit(130)
     folder = result.folder
     if os.environ.get("RANK", "0") == "0":
+        files = [name for name in ("samples.md", "predictions.jsonl") if (folder / name).exists()]
+        written = "".join(f"  {Path(name).stem:<11} {folder / name}\n" for name in files)
+        more = f'\n  zenspeed generate {folder} --prompt "Return the"' if "samples.md" in files else ""
         print(f"""
 run      {folder}
   loss curve  {folder / "loss.svg"}
   report      {folder / "report.md"}
-  samples     {folder / "samples.md"}
-  recipe      {folder / "recipe.yaml"}
+{written}  recipe      {folder / "recipe.yaml"}
   metrics     {folder / "metrics.jsonl"}
 go on with
   zenspeed resume {folder} --set train.steps={2 * result.step}
-  zenspeed evaluate {folder}
-  zenspeed generate {folder} --prompt "Return the" """)
+  zenspeed evaluate {folder}{more}""")
 
 
 @app.command()
 def prepare(source: Source = None, sets: Sets = None) -> None:
     """Train the tokenizer and write the token shards that training reads; training does this by itself when needed."""
     recipe = _recipe(source, sets)
+    if recipe.task.kind != "language_model":
+        raise InputError(f"prepare: rows of {recipe.task.kind} are encoded when training starts; go straight to zenspeed train")
     from zenspeed.data.prepare import prepare as run
 
     prepared = run(recipe, print)
@@ -142,15 +148,16 @@ def evaluate(
     checkpoint: CheckpointName = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Writes the figures to this file.")] = None,
 ) -> None:
-    """Loss, perplexity and bits per byte over the whole held-out text, with 95 % intervals."""
-    from zenspeed.evaluate.run import evaluate_run
+    """Figures over the whole held-out data, with 95 % intervals."""
+    from zenspeed.tasks.evaluate import evaluate_run
 
     figures = evaluate_run(run, data, checkpoint)
     width = max(map(len, figures))
     for name, figure in figures.items():
         print(f"{name:<{width}}  {figure}")
     n = next(iter(figures.values())).n
-    print(f"95 % intervals by bootstrap over {n:,} documents (seed 0); bits_per_byte counts the text's UTF-8 bytes")
+    print(f"95 % intervals by bootstrap over {n:,} texts (seed 0)")
+    print("\n".join(f"{name}: {figure.definition}" for name, figure in figures.items()))
     if json_path is not None:
         from zenspeed.config import write_atomically
 
@@ -177,8 +184,10 @@ def generate(
     from zenspeed.run import open_run
 
     opened = open_run(run, checkpoint)
+    if opened.recipe.task.kind != "language_model":
+        raise InputError(f"{run}: was trained for {opened.recipe.task.kind}, it does not write text; use zenspeed evaluate")
     pieces = generate_text(
-        opened.model,
+        cast("Transformer", opened.model),
         opened.tokenizer,
         prompt,
         max_tokens=max_tokens,

@@ -6,17 +6,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from zenspeed.checkpoint import Checkpoint, find_checkpoint
 from zenspeed.config import InputError, validate
-from zenspeed.models.transformer import Transformer
+from zenspeed.models.build import build_model
+from zenspeed.models.heads import Head
 from zenspeed.recipe import Recipe
 from zenspeed.text.tokenizer import Tokenizer
+
+HEADS: dict[str, Head] = {"language_model": "language", "classification": "label", "masked_lm": "masked"}
+"""What stands on the model of each task."""
 
 
 class OpenRun(NamedTuple):
     recipe: Recipe
-    model: Transformer
+    model: nn.Module
     tokenizer: Tokenizer
     checkpoint: Checkpoint
 
@@ -31,7 +36,8 @@ def open_run(folder: Path, checkpoint: str | None = None) -> OpenRun:
     recipe = recipe_of(opened)
     tokenizer = Tokenizer.load(folder / "tokenizer")
     with torch.device("meta"):
-        model = Transformer(recipe.model, opened.state["vocab_size"])
+        labels = len(recipe.task.labels or ())
+        model = build_model(recipe.model, opened.state["vocab_size"], HEADS[recipe.task.kind], labels)
     weights = opened.weights()
     names = set(model.state_dict())
     if names != set(weights):

@@ -33,6 +33,7 @@ from zenspeed.parallel.zero import ZeroOptions
 from zenspeed.recipe import Recipe
 from zenspeed.runlog import RunLog, plot_loss
 from zenspeed.tasks.base import Place, Task
+from zenspeed.tasks.models import adopt_pretrained
 from zenspeed.tasks.open import open_task
 
 MICRO_BATCH_TOKENS = 8192
@@ -101,6 +102,8 @@ class Run(NamedTuple):
 
 def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) -> Run:
     checkpoint = Checkpoint(resume) if resume else None
+    if checkpoint is None:
+        recipe = adopt_pretrained(recipe, display.say)
     recipe = resolve(recipe, here)
     folder = recipe.run.folder
     assert folder is not None
@@ -114,7 +117,7 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) 
     compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
     torch.manual_seed(recipe.run.seed + here.rank)  # of dropout; weights have their own generator
-    model = task.build_model(recipe.run.seed).to(here.device)
+    model = task.build_model(recipe.run.seed, pretrained=checkpoint is None).to(here.device)
     if recipe.train.compile:
         for block in model.get_submodule("blocks").children():
             block.compile(dynamic=False)
@@ -324,7 +327,7 @@ def _save(run: Run, clock: Clock, *, wait: bool = False) -> None:
         "validation_loss": counters.validation_loss,
         "metric": counters.validation_loss if counters.validated_step == counters.step else None,
         "scaler": run.engine.scaler.state_dict(),
-        "vocab_size": run.task.tokenizer.vocab_size,
+        "vocab_size": run.model.vocab_size,
         "data": run.task.fingerprint,
         "recipe": run.recipe.model_dump(mode="json"),
     }

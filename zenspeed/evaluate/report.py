@@ -30,9 +30,10 @@ def write_report(folder: Path, figures: Mapping[str, Figure], facts: Mapping[str
         interval = f"{f.low:.4f} … {f.high:.4f}" if f.low is not None and f.high is not None else f"none: {f.reason}"
         lines.append(f"| {name.replace('_', ' ')} | {f.value:.4f} | {interval} | {f.definition} |")
     n = next(iter(figures.values())).n
+    unit = "documents" if "train" in data else "rows"
     lines += [
         "",
-        f"Intervals: bootstrap over {n:,} documents, {RESAMPLES:,} resamples, seed {SEED}.",
+        f"Intervals: bootstrap over {n:,} {unit}, {RESAMPLES:,} resamples, seed {SEED}.",
         "",
         "![loss](loss.svg)",
         "",
@@ -44,14 +45,7 @@ def write_report(folder: Path, figures: Mapping[str, Figure], facts: Mapping[str
         "",
         "## The data",
         "",
-        "| split | documents | duplicates | tokens | bytes | longest document |",
-        "|---|---|---|---|---|---|",
-    ]
-    for split in ("train", "validation"):
-        d = data[split]
-        row = (d["num_documents"], d["num_duplicates"], d["num_tokens"], d["num_bytes"], d["longest_document_tokens"])
-        lines.append(f"| {split} | " + " | ".join(f"{value:,}" for value in row) + " |")
-    lines += [
+        *(_documents(data) if "train" in data else _rows(data)),
         "",
         "## To repeat it",
         "",
@@ -63,3 +57,20 @@ def write_report(folder: Path, figures: Mapping[str, Figure], facts: Mapping[str
     path = folder / "report.md"
     write_atomically(path, "\n".join(lines))
     return path
+
+
+def _documents(data: Mapping[str, Any]) -> list[str]:
+    lines = ["| split | documents | duplicates | tokens | bytes | longest document |", "|---|---|---|---|---|---|"]
+    for split in ("train", "validation"):
+        d = data[split]
+        row = (d["num_documents"], d["num_duplicates"], d["num_tokens"], d["num_bytes"], d["longest_document_tokens"])
+        lines.append(f"| {split} | " + " | ".join(f"{value:,}" for value in row) + " |")
+    return lines
+
+
+def _rows(data: Mapping[str, Any]) -> list[str]:
+    lines = [f"- {split}: {count:,} rows" for split, count in data["rows"].items()]
+    lines += [f"- texts cut at the longest sequence, {split}: {count:,}" for split, count in data.get("cut", {}).items()]
+    lines += [f"- label {label!r}: {count:,} training rows" for label, count in data.get("labels", {}).items()]
+    reading = data["reading"]
+    return [*lines, f"- rows that could not be read: {reading['bad_rows']:,}"]

@@ -28,6 +28,9 @@ class Place(NamedTuple):
 class Task(ABC):
     """Data of one recipe, encoded, with all that depends on what is to be learned from it."""
 
+    @abstractmethod
+    def __init__(self, recipe: Recipe, progress: Callable[[str], None] | None) -> None: ...
+
     recipe: Recipe
     tokenizer: Tokenizer
     fingerprint: str
@@ -41,8 +44,8 @@ class Task(ABC):
     evaluation_tokens: int
 
     @abstractmethod
-    def build_model(self, seed: int) -> nn.Module:
-        """The model, its weights set: drawn by `seed`, or those of the checkpoint that the recipe names."""
+    def build_model(self, seed: int, pretrained: bool = True) -> nn.Module:
+        """The model, its weights set: drawn by `seed`, or with `pretrained` those of the folder that the recipe names."""
 
     @abstractmethod
     def micro_batches(self, first: int, count: int, size: int) -> list[Batch]:

@@ -17,6 +17,7 @@ from zenspeed.generate import generate_text
 from zenspeed.models.transformer import Transformer
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place, Task
+from zenspeed.tasks.models import task_model
 
 
 class LanguageTask(Task):
@@ -33,10 +34,8 @@ class LanguageTask(Task):
         self.tokens_per_sample = recipe.model.context
         self.evaluation_tokens = self.prepared.validation.num_tokens
 
-    def build_model(self, seed: int) -> nn.Module:
-        model = Transformer(self.recipe.model, self.tokenizer.vocab_size)
-        model.init_weights(seed)
-        return model
+    def build_model(self, seed: int, pretrained: bool = True) -> nn.Module:
+        return task_model(self.recipe, self.tokenizer, "language", 0, seed, pretrained)
 
     def micro_batches(self, first: int, count: int, size: int) -> list[Batch]:
         return [self._loader.batch(first + offset, size) for offset in range(0, count, size)]

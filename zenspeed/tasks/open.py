@@ -6,7 +6,15 @@ from collections.abc import Callable
 
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Task
+from zenspeed.tasks.classification import ClassificationTask
 from zenspeed.tasks.language import LanguageTask
+from zenspeed.tasks.masked import MaskedTask
+
+TASKS: dict[str, type[Task]] = {
+    "language_model": LanguageTask,
+    "classification": ClassificationTask,
+    "masked_lm": MaskedTask,
+}
 
 
 def open_task(recipe: Recipe, progress: Callable[[str], None] | None) -> Task:
@@ -15,4 +23,4 @@ def open_task(recipe: Recipe, progress: Callable[[str], None] | None) -> Task:
     Raises:
         InputError: the data cannot be used for it.
     """
-    return LanguageTask(recipe, progress)
+    return TASKS[recipe.task.kind](recipe, progress)

@@ -1,0 +1,75 @@
+"""Several texts in one sequence: where each goes, and the tensors that come of it.
+
+A batch of uneven texts, each padded to the longest, is mostly padding. Packed, a sequence holds as many texts as fit, numbered
+in `documents`, and attention stays inside a text; the result for each text is the same as if it were alone.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PADDING = -1
+"""Document number where there is no text."""
+_SHORTEST_ROW = 128  # shorter rows make products too small to be fast
+
+
+class Layout(NamedTuple):
+    """Where each text lies: its sequence and its first place in it."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    num_rows: int
+    width: int
+
+
+def pack(lengths: Sequence[int] | np.ndarray, longest: int, multiple: int = 8) -> Layout:
+    """Places texts by best-fit decreasing: the longest first, each where the least room is left.
+
+    Args:
+        lengths: tokens of each text, none above `longest`.
+        longest: tokens a sequence may have; it has fewer if no text needs more.
+    """
+    lengths = np.asarray(lengths)
+    width = min(longest, max(_SHORTEST_ROW, int(lengths.max(initial=1))))
+    width = min(longest, -(-width // multiple) * multiple)
+    rows, columns = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
+    spaces: list[tuple[int, int]] = []  # (room left, row), sorted
+    num_rows = 0
+    for index in np.argsort(-lengths, kind="stable"):
+        length = int(lengths[index])
+        at = bisect.bisect_left(spaces, (length, -1))
+        if at < len(spaces):
+            room, row = spaces.pop(at)
+        else:
+            room, row, num_rows = width, num_rows, num_rows + 1
+        rows[index], columns[index] = row, width - room
+        bisect.insort(spaces, (room - length, row))
+    # The narrowest width that holds what was placed, where everything fits one row.
+    used = int((columns + lengths).max(initial=1))
+    return Layout(rows, columns, max(1, num_rows), min(width, -(-used // multiple) * multiple))
+
+
+def pad(lengths: Sequence[int] | np.ndarray) -> Layout:
+    """Every text in a sequence of its own, as wide as the longest."""
+    lengths = np.asarray(lengths)
+    n = len(lengths)
+    return Layout(np.arange(n), np.zeros(n, np.int64), max(1, n), int(lengths.max(initial=1)))
+
+
+def fill(layout: Layout, texts: Sequence[np.ndarray], empty: int) -> Tensor:
+    """(rows, width) int64: `texts` in their places, `empty` elsewhere."""
+    out = np.full((layout.num_rows, layout.width), empty, np.int64)
+    for row, column, text in zip(layout.rows, layout.columns, texts, strict=True):
+        out[row, column : column + len(text)] = text
+    return torch.from_numpy(out)
+
+
+def document_numbers(layout: Layout, lengths: Sequence[int] | np.ndarray) -> Tensor:
+    """(rows, width) int64: the number of the text at each place, PADDING where there is none."""
+    return fill(layout, [np.full(n, i) for i, n in enumerate(lengths)], PADDING)

@@ -1,0 +1,37 @@
+"""Evaluates the model of a run, whatever its task: on its own validation split, or on other data."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from zenspeed.config import InputError
+from zenspeed.evaluate.interval import Figure
+from zenspeed.evaluate.run import evaluate_run as evaluate_language
+from zenspeed.run import open_run
+from zenspeed.tasks.base import Place
+from zenspeed.tasks.classification import ClassificationTask
+from zenspeed.tasks.data import read_split
+from zenspeed.tasks.open import open_task
+
+
+def evaluate_run(folder: Path, source: str | None = None, checkpoint: str | None = None) -> dict[str, Figure]:
+    """Figures of a run's checkpoint on `source` (file, folder or glob; None: its validation split), in the run's precision.
+
+    Raises:
+        InputError: no run there, or `source` cannot be read, or holds labels that the run does not know.
+    """
+    opened = open_run(folder, checkpoint)
+    recipe = opened.recipe
+    if recipe.task.kind == "language_model":
+        return evaluate_language(folder, source, checkpoint)
+    place = Place(torch.autocast("cpu", torch.bfloat16) if recipe.train.precision == "bf16" else nullcontext())
+    if source is None:
+        return open_task(recipe, None).evaluate(opened.model, place)
+    if recipe.task.kind != "classification":
+        raise InputError(f"--data: a run of {recipe.task.kind} is evaluated on its own splits; leave --data out")
+    task = ClassificationTask.of_run(recipe, opened.tokenizer)
+    examples = task.encode(read_split(recipe, source), source)
+    return task.figures(examples, task.probabilities(opened.model, examples, place))
