@@ -58,6 +58,13 @@ class DataConfig(Config):
     """Share of documents held out for validation (0 < share < 1), or a source with the validation text."""
     test: str | None = None
     """File, folder or glob with rows that are only looked at once, at the end (not for language_model)."""
+    hold_out: Literal["auto", "random", "stratified", "grouped", "time"] = "auto"
+    """How rows of a task are held out by a share: at random by the text, each label alike, whole groups, or the latest; `auto`:
+    each label alike for classification, else at random."""
+    hold_out_by: str | None = None
+    """Column of the group or the time, for hold_out grouped and time."""
+    leakage: Literal["refuse", "allow"] = "refuse"
+    """What is done when a validation or test file holds texts that the training rows hold as well."""
     section_characters: int = Field(10_000, ge=0)
     """Plain text is cut at blank lines into documents of about this many characters; 0: a file is one document."""
     attend_across_documents: bool = False
@@ -245,8 +252,12 @@ class Recipe(Config):
             for key, off in (("data.test", self.data.test is None), ("train.curriculum", self.train.curriculum is None)):
                 if not off:
                     raise ValueError(f"{key}: is for tasks with rows, not for language_model; take it away, or set task.kind")
+            if self.data.hold_out != "auto" or self.data.hold_out_by is not None:
+                raise ValueError("data.hold_out: is for tasks with rows; language_model holds out documents by their text")
             if self.train.batching != "packed":
                 raise ValueError(f"train.batching: language_model reads one stream, always packed, not {self.train.batching}")
+        elif self.data.sources:
+            raise ValueError(f"data.sources: a mixture is for language_model; give {self.task.kind} one data.source")
         elif self.train.compile:
             raise ValueError(
                 f"train.compile: batches of {self.task.kind} have many shapes, each compiled anew; set it to false"

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from tests.end_to_end.conftest import Cli
+from tests.end_to_end.test_tasks import write
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,6 +21,8 @@ def test_commands_run(cli: Cli, tiny: list[str], corpus: Path, tmp_path: Path) -
     text = corpus.read_text(encoding="utf-8")
     (tmp_path / "corpus.txt").write_text(text, encoding="utf-8")
     (tmp_path / "held_out.txt").write_text(text[:5000], encoding="utf-8")
+    write(tmp_path / "reviews.csv", 90, 1)
+    write(tmp_path / "more_reviews.csv", 30, 2)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
     seen = set()

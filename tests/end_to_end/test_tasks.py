@@ -105,6 +105,14 @@ def test_masked_language_model_of_plain_text(cli: Cli, corpus: Path, tmp_path: P
     assert "loss" in cli("evaluate", "out").stdout
 
 
+def test_cleaning_is_counted(recipe: Path, cli: Cli, tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", 240, 1, [("The SAME text, twice", "good"), ("the same text twice", "good")])
+    sets = ["data.clean={lowercase: true, punctuation: true, duplicates: exact}", "train.steps=2", "data.test=null"]
+    out = cli("train", recipe, *[part for key in sets for part in ("--set", key)]).stdout
+    assert "1 rows left out by data.clean: duplicates" in out
+    assert "left out by duplicates: 1 rows" in (tmp_path / "out" / "report.md").read_text()
+
+
 BAD = {
     "one label only": (["data.source=one.csv"], "holds one label only, 'good'"),
     "labels that are texts": (["task.label=review"], "different values in"),
@@ -112,6 +120,9 @@ BAD = {
     "a column that is not there": (["task.text=reviews"], "no column 'reviews'; did you mean"),
     "compiled rows": (["train.compile=true"], "train.compile: batches of classification have many shapes"),
     "a curriculum that is not there": (["train.curriculum=hardness"], "train.curriculum: no column 'hardness'"),
+    "test rows that are training rows": (["data.test=train.csv"], "192 of 240 test rows are in the training set"),
+    "a mixture of rows": (["data.source=python-docs", "data.sources=[{source: train.csv}]"], "data.sources: a mixture is for"),
+    "groups without a column": (["data.hold_out=grouped"], "grouped needs data.hold_out_by, the column of the group"),
     "rows for a language model": (["task.kind=language_model"], "data.test: is for tasks with rows"),
     "a decoder under masked_lm": (
         ["task.kind=masked_lm", "task.text=review", "model={preset: gpt}"],

@@ -72,5 +72,6 @@ def _rows(data: Mapping[str, Any]) -> list[str]:
     lines = [f"- {split}: {count:,} rows" for split, count in data["rows"].items()]
     lines += [f"- texts cut at the longest sequence, {split}: {count:,}" for split, count in data.get("cut", {}).items()]
     lines += [f"- label {label!r}: {count:,} training rows" for label, count in data.get("labels", {}).items()]
+    lines += [f"- left out by {step}: {count:,} rows" for step, count in data.get("left_out", {}).items()]
     reading = data["reading"]
     return [*lines, f"- rows that could not be read: {reading['bad_rows']:,}"]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zenspeed.config import InputError
+from zenspeed.data.distinct import Distinct
+from zenspeed.data.duplicates import check_leakage
+from zenspeed.data.files import PYTHON_DOCS
 from zenspeed.data.reading import ReadReport
 from zenspeed.data.rows import RowOptions, read_rows
-from zenspeed.data.source import PYTHON_DOCS, documents
+from zenspeed.data.source import documents
+from zenspeed.data.split import SplitOptions, split_rows
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.labels import labels_of
+from zenspeed.text.clean import Cleaner
 from zenspeed.text.tokenizer import Tokenizer
 
 Rows = list[dict[str, Any]]
@@ -46,26 +50,28 @@ def open_rows(recipe: Recipe, progress: Callable[[str], None] | None) -> RowData
         InputError: a source cannot be read, a column is missing, or no row is left for a split.
     """
     start, say = time.perf_counter(), progress or (lambda message: None)
-    rows, reading = _read(recipe, recipe.data.source)
+    data, reader = recipe.data, _Reader(recipe)
+    rows = reader.read(data.source)
     labels = []
     if recipe.task.kind == "classification":
         column = recipe.task.label
         labels = labels_of([str(row[column]) for row in rows], recipe.task.labels, column)
-    if isinstance(recipe.data.validation, str):
-        train, validation = rows, _read(recipe, recipe.data.validation)[0]
+    if isinstance(data.validation, str):
+        train, validation = rows, reader.read(data.validation)
     else:
-        train, validation = _hold_out(rows, recipe, recipe.data.validation)
-    test = _read(recipe, recipe.data.test)[0] if recipe.data.test else None
-    for split, name in ((train, "training"), (validation, "validation")):
-        if not split:
-            raise InputError(f"data.validation: {len(rows)} rows leave none for {name}; give another share, or more rows")
+        train, validation = _hold_out(rows, recipe, data.validation)
+    test = reader.read(data.test) if data.test else None
+    _check_leakage(recipe, train, validation, test, say)
     tokenizer = _tokenizer(recipe, train)
     counts = {"train": len(train), "validation": len(validation)} | ({"test": len(test)} if test is not None else {})
     said = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     say(f"data: {said} rows, vocabulary {tokenizer.vocab_size:,}, in {time.perf_counter() - start:.1f} s")
-    if reading.bad_rows:
-        say(f"data: {reading.bad_rows:,} rows could not be read, the first: {reading.first_bad[0]}")
-    return RowData(train, validation, test, tokenizer, labels, {"rows": counts, "reading": reading.as_dict()})
+    if reader.report.bad_rows:
+        say(f"data: {reader.report.bad_rows:,} rows could not be read, the first: {reader.report.first_bad[0]}")
+    for step, count in reader.dropped().items():
+        say(f"data: {count:,} rows left out by data.clean: {step}")
+    report = {"rows": counts, "reading": reader.report.as_dict(), "left_out": reader.dropped()}
+    return RowData(train, validation, test, tokenizer, labels, report)
 
 
 def text_columns(recipe: Recipe) -> list[str]:
@@ -75,18 +81,76 @@ def text_columns(recipe: Recipe) -> list[str]:
 
 
 def read_split(recipe: Recipe, source: str) -> Rows:
-    """The rows of `source` with the columns of the recipe's task."""
-    return _read(recipe, source)[0]
+    """The rows of `source` with the columns of the recipe's task, cleaned as its own."""
+    return _Reader(recipe).read(source)
 
 
-def _read(recipe: Recipe, source: str) -> tuple[Rows, ReadReport]:
-    task, report = recipe.task, ReadReport()
-    if task.kind == "masked_lm" and (source == PYTHON_DOCS or _is_text(source)):
-        return [{task.text: text} for text in documents(recipe.data, source)], report
-    columns = [*text_columns(recipe)]
-    if task.kind == "classification":
-        columns.append(task.label)
-    return list(read_rows(source, RowOptions(columns=tuple(columns)), report)), report
+class _Reader:
+    """Reads and cleans rows, and counts what is left out."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe, self.report, self._clean = recipe, ReadReport(), Cleaner(recipe.data.clean)
+        self._repeated = 0
+
+    def read(self, source: str) -> Rows:
+        task, data = self._recipe.task, self._recipe.data
+        if task.kind == "masked_lm" and (source == PYTHON_DOCS or _is_text(source)):
+            return [{task.text: text} for text in documents(data, source)]  # cleaned there
+        columns = [*text_columns(self._recipe), *([task.label] if task.kind == "classification" else [])]
+        options = RowOptions(
+            columns=tuple(columns),
+            on_bad_row=data.on_bad_row,
+            encoding=data.encoding,
+            line_column=task.text,
+            split=data.split,
+            endpoint=data.endpoint,
+        )
+        kept = [row for row in read_rows(source, options, self.report) if self._cleaned(row)]
+        if data.clean.duplicates != "keep":
+            kept = self._distinct(kept)
+        if not kept:
+            raise InputError(f"data.clean: leaves no row of {source}; ask for less")
+        return kept
+
+    def _cleaned(self, row: dict[str, Any]) -> bool:
+        for column in text_columns(self._recipe):
+            text = self._clean("" if row[column] is None else str(row[column]))
+            if text is None:
+                return False
+            row[column] = text
+        return True
+
+    def _distinct(self, rows: Rows) -> Rows:
+        """The first row of those with equal (or nearly equal) texts and the same label."""
+        task, kind = self._recipe.task, self._recipe.data.clean.duplicates
+        assert kind != "keep"
+        kept: Rows = []
+        by_label: dict[str, Rows] = {}
+        for row in rows:
+            by_label.setdefault(str(row[task.label]) if task.kind == "classification" else "", []).append(row)
+        for group in by_label.values():
+            first = {str(row[task.text]): row for row in reversed(group)}
+            kept += [first[text] for text in Distinct(kind)(str(row[task.text]) for row in group)]
+        self._repeated += len(rows) - len(kept)
+        return kept
+
+    def dropped(self) -> dict[str, int]:
+        """Rows left out, by step."""
+        return dict(self._clean.dropped) | ({"duplicates": self._repeated} if self._repeated else {})
+
+
+def _check_leakage(recipe: Recipe, train: Rows, validation: Rows, test: Rows | None, say: Callable[[str], None]) -> None:
+    column, data = recipe.task.text, recipe.data
+    for rows, key in ((validation, "data.validation"), (test, "data.test")):
+        if rows is None:
+            continue
+        found = check_leakage(train, rows, column)
+        if not found.exact + found.near:
+            continue
+        message = str(found).replace("test row", f"{key.removeprefix('data.')} row")
+        if data.leakage == "refuse" and (key == "data.test" or isinstance(data.validation, str)):
+            raise InputError(f"{key}: {message}; take them out of one side, or go on with data.leakage=allow")
+        say(f"data: {message}")
 
 
 def _is_text(source: str) -> bool:
@@ -96,19 +160,15 @@ def _is_text(source: str) -> bool:
 
 
 def _hold_out(rows: Rows, recipe: Recipe, share: float) -> tuple[Rows, Rows]:
-    """The rows whose text has the lowest hashes are held out, of each label alike; equal texts are never on both sides."""
-    column = recipe.task.text
-    wanted = min(len(rows) - 1, max(1, round(share * len(rows))))
-    stratum = (lambda row: str(row[recipe.task.label])) if recipe.task.kind == "classification" else (lambda row: "")
-    by_stratum: dict[str, set[str]] = {}
-    for row in rows:
-        by_stratum.setdefault(stratum(row), set()).add(str(row[column]))
-    held: set[str] = set()
-    for texts in by_stratum.values():
-        ordered = sorted(texts, key=lambda text: hashlib.sha256(text.encode("utf-8", "replace")).digest())
-        held |= set(ordered[: round(wanted * len(texts) / sum(map(len, by_stratum.values())))])
-    train = [row for row in rows if str(row[column]) not in held]
-    return train, [row for row in rows if str(row[column]) in held]
+    """(training, validation) rows; what is held out depends on the rows and not on the run's seed."""
+    task, kind = recipe.task, recipe.data.hold_out
+    if kind == "auto":
+        kind = "stratified" if task.kind == "classification" else "random"
+    by = task.label if kind == "stratified" else recipe.data.hold_out_by
+    if kind in ("grouped", "time") and by is None:
+        raise InputError(f"data.hold_out: {kind} needs data.hold_out_by, the column of the {kind.removesuffix('ed')}")
+    parts = split_rows(rows, SplitOptions(kind=kind, text=task.text, by=by, validation=share, test=0.0))
+    return parts.train, parts.validation
 
 
 def _tokenizer(recipe: Recipe, train: Rows) -> Tokenizer:
