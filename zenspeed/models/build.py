@@ -30,6 +30,10 @@ def build_model(config: ModelConfig, vocab_size: int, head: Head = "language", l
     Raises:
         InputError: the architecture cannot do what is asked.
     """
+    if config.architecture == "transformers":
+        from zenspeed.models.auto import AutoTransformer  # which needs an optional package
+
+        return AutoTransformer(config, vocab_size, head, labels)
     if head == "language" and config.architecture == "encoder":
         raise InputError("model.architecture: an encoder sees the token it would predict; take a decoder, or task masked_lm")
     if head == "masked" and config.architecture in ("decoder", "recurrent"):

@@ -134,14 +134,19 @@ class SpanHead(nn.Module):
         logits = self.score(hidden)
         if targets is None:
             return logits
-        log_probabilities = log_softmax_in_documents(logits, context.documents, context.num_documents)  # (B·T, 2)
-        kept = targets != IGNORE
-        losses = -log_probabilities.gather(0, targets.where(kept, 0)) * kept
-        return losses.sum() if reduction == "sum" else losses.sum(1)
+        return span_loss(logits, context.documents, context.num_documents, targets, reduction)
 
     def flops(self, config: ModelConfig, vocab_size: int) -> float:
         """Forward products of one token."""
         return 4.0 * config.width
+
+
+def span_loss(logits: Tensor, documents: Tensor, num_documents: int, targets: Tensor, reduction: Reduction) -> Tensor:
+    """Of logits (B, T, 2) and targets (N, 2), as `SpanHead` says."""
+    log_probabilities = log_softmax_in_documents(logits, documents, num_documents)  # (B·T, 2)
+    kept = targets != IGNORE
+    losses = -log_probabilities.gather(0, targets.where(kept, 0)) * kept
+    return losses.sum() if reduction == "sum" else losses.sum(1)
 
 
 class EmbeddingHead(nn.Module):

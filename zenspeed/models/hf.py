@@ -47,7 +47,7 @@ class LoadReport(NamedTuple):
 
     def __str__(self) -> str:
         said = {"missing, drawn at random": self.missing, "not used": self.unused, "new, to be trained": self.initialised}
-        lines = [f"{len(names)} weights {what}: {_list(names)}" for what, names in said.items() if names]
+        lines = [f"{len(names)} weights {what}: {shorten(names)}" for what, names in said.items() if names]
         return "\n".join(lines) or "all weights loaded, none left over"
 
 
@@ -67,7 +67,7 @@ def from_huggingface(folder: Path | str) -> tuple[nn.Module, ModelConfig]:
     """
     loaded = load_huggingface(folder)
     if loaded.report.initialised:
-        raise InputError(f"{folder}: {len(loaded.report.initialised)} missing: {_list(loaded.report.initialised)}")
+        raise InputError(f"{folder}: {len(loaded.report.initialised)} missing: {shorten(loaded.report.initialised)}")
     return loaded.model, loaded.config
 
 
@@ -87,24 +87,16 @@ def load_huggingface(
             damaged; weights missing, left over or misshaped, all listed.
     """
     folder = Path(folder)
-    theirs = read_json(folder / "config.json")
-    kind = theirs.get("model_type")
-    if kind not in FAMILIES:
-        raise InputError(f"{folder / 'config.json'}: model_type {kind!r} cannot be loaded; known: {', '.join(FAMILIES)}")
-    family = FAMILIES[kind]
-    for key, wanted in family.required.items():
-        if (value := theirs.get(key, wanted)) != wanted:
-            raise InputError(f"{folder / 'config.json'}: {key} {value!r} is not supported for {kind}, only {wanted!r}")
-    head = head or _saved_head(theirs, family)
-    try:
-        fields, vocab_size = family.read_config(theirs), int(theirs["vocab_size"])
-    except KeyError as error:
-        raise InputError(f"{folder / 'config.json'}: {error.args[0]} is not there; a {kind} config needs it") from None
+    family, theirs, fields = _read_config(folder)
+    head, vocab_size = head or _saved_head(theirs, family), int(theirs["vocab_size"])
+    if head not in family.architectures:
+        raise InputError(f"{folder}: a {theirs['model_type']} has no {head} head; it has {', '.join(family.architectures)}")
     if head == "embedding":
-        fields |= _sentence_pooling(folder)
+        fields |= sentence_pooling(folder)
     if family.tied_by_file and not fields["tie_embeddings"]:
         fields["tie_embeddings"] = not any(name == "lm_head.weight" for name, _ in _read_weights(folder))
-    config = validate(ModelConfig, {"preset": family.preset or kind, **fields}, name=str(folder / "config.json"))
+    preset = family.preset or theirs["model_type"]
+    config = validate(ModelConfig, {"preset": preset, **fields}, name=str(folder / "config.json"))
     with torch.device("meta"):
         model = build_model(config, vocab_size, head, labels or _num_labels(theirs))
     model.to_empty(device="cpu")
@@ -113,6 +105,34 @@ def load_huggingface(
     if new := {*report.missing, *report.initialised}:
         draw_weights(model, config, seed, only=new)
     return Loaded(model.eval(), config, report)
+
+
+def can_load(folder: Path | str) -> InputError | None:
+    """None if the config.json of `folder` is of a model that we have, with all its options; else what stands against it."""
+    path = Path(folder) / "config.json"
+    read_json(path)  # a file that cannot be read is an error of its own
+    try:
+        _read_config(Path(folder))
+    except InputError as error:
+        return error
+    return None
+
+
+def _read_config(folder: Path) -> tuple[Family, dict[str, Any], dict[str, Any]]:
+    """The family of config.json, the file, and the keys of our config that come of it."""
+    theirs = read_json(folder / "config.json")
+    kind = theirs.get("model_type")
+    if kind not in FAMILIES:
+        raise InputError(f"{folder / 'config.json'}: model_type {kind!r} cannot be loaded; known: {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    for key, wanted in family.required.items():
+        if (value := theirs.get(key, wanted)) != wanted:
+            raise InputError(f"{folder / 'config.json'}: {key} {value!r} is not supported for {kind}, only {wanted!r}")
+    try:
+        fields, _ = family.read_config(theirs), int(theirs["vocab_size"])
+    except KeyError as error:
+        raise InputError(f"{folder / 'config.json'}: {error.args[0]} is not there; a {kind} config needs it") from None
+    return family, theirs, fields
 
 
 def to_huggingface(
@@ -179,7 +199,7 @@ def _label_names(count: int, names: Sequence[str]) -> dict[str, Any]:
     return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {name: i for i, name in enumerate(names)}}
 
 
-def _sentence_pooling(folder: Path) -> dict[str, Any]:
+def sentence_pooling(folder: Path) -> dict[str, Any]:
     """How a folder of the sentence-transformers layout says that it pools; mean where it says nothing."""
     path = folder / _POOLING
     if not path.exists():
@@ -239,7 +259,7 @@ def _fill(model: nn.Module, family: Family, table: Table, folder: Path, strict: 
     absent = [name for name, own in ours.items() if not own.startswith("head.")]
     faults = {"missing": absent if strict else [], "left over": left_over, "misshaped": misshaped}
     if any(faults.values()):
-        listed = "; ".join(f"{len(names)} {fault}: {_list(names)}" for fault, names in faults.items() if names)
+        listed = "; ".join(f"{len(names)} {fault}: {shorten(names)}" for fault, names in faults.items() if names)
         raise InputError(f"{folder}: the weights do not fit config.json: {listed}")
     return LoadReport(
         missing=list(dict.fromkeys(ours[name] for name in absent)),
@@ -248,7 +268,8 @@ def _fill(model: nn.Module, family: Family, table: Table, folder: Path, strict: 
     )
 
 
-def _list(names: list[str], most: int = 8) -> str:
+def shorten(names: list[str], most: int = 8) -> str:
+    """The first few names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

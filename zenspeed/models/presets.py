@@ -72,9 +72,11 @@ class ModelConfig(Config):
 
     preset: Literal["gpt", "gpt2", "llama", "qwen", "bert", "roberta", "transformer", "t5", "rezero", "rnn", "lstm"] = "gpt"
     """Family that sets the defaults of the keys below."""
-    architecture: Literal["decoder", "encoder", "encoder_decoder", "recurrent"] = "decoder"
+    architecture: Literal["decoder", "encoder", "encoder_decoder", "recurrent", "transformers"] = "decoder"
     """decoder: a token sees what is before it. encoder: it sees both sides. encoder_decoder: from one text to another.
     recurrent: no attention; of the keys below it reads layers, width, cell, dropout, tie_embeddings and those of heads."""
+    transformers: dict[str, Any] | None = None
+    """With architecture transformers: the config.json of a model of that package, written here when one is loaded."""
     cell: Literal["rnn", "lstm"] = "lstm"
     """What a recurrent model is made of."""
     huggingface: str | None = None
@@ -169,7 +171,9 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
-        if self.architecture == "recurrent":
+        if (self.architecture == "transformers") != (self.transformers is not None):
+            raise ValueError("architecture transformers and key transformers go together; set model.huggingface to a folder")
+        if self.architecture in ("recurrent", "transformers"):
             return self
         if self.width % self.heads and self.head_size is None:
             raise ValueError(
