@@ -3,7 +3,8 @@
     python benchmarks/packing.py
 
 A BERT of MiniLM's shape (6 × 384) with a label head trains on paragraphs of Python's documentation, cut to 256 tokens, in bf16.
-The ways take turns, A B C A B C …; the figure is the median round. `padded` pads each batch to its longest text, `full` every text to 256.
+The ways take turns, A B C A B C …; the figure is the median round. `padded` pads each batch to its longest text, `full` every
+text to 256.
 The same rows give the same loss whichever way (checked). Results go to benchmarks/results/packing.jsonl.
 """
 

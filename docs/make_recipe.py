@@ -26,7 +26,8 @@ def render() -> str:
         for key, inner in section.model_fields.items():
             default = "null" if defaults[key] is None else str(defaults[key])
             lines.append(f"| `{key}` | `{default}` | {' '.join((inner.description or '').split())} |")
-    lines += ["", "## Presets of `model.preset`", "", "Defaults above are those of `gpt`; what a preset does not name stays as there.", ""]
+    lines += ["", "## Presets of `model.preset`", ""]
+    lines += ["Defaults above are those of `gpt`; what a preset does not name stays as there.", ""]
     for name, values in PRESETS.items():
         lines.append(f"- `{name}`: " + ", ".join(f"{k} {str(v).lower()}" for k, v in values.items()))
     return "\n".join(lines).replace("|null|", "| null |") + "\n"
