@@ -215,6 +215,4 @@ def _decode(path: Path, data: bytes, start: int) -> tuple[str, bytes]:
         if error.end == len(data) and error.reason == "unexpected end of data":
             return data[: error.start].decode(), data[error.start :]
         at = start + error.start
-        raise InputError(
-            f"{path}: not UTF-8 at byte {at}; set data.encoding to its own, such as gb18030 or latin-1"
-        ) from None
+        raise InputError(f"{path}: not UTF-8 at byte {at}; set data.encoding to its own, such as gb18030 or latin-1") from None
