@@ -20,7 +20,6 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "utils": ("zenspeed.compat.utils", None),
     "comm": ("zenspeed.compat.comm", None),
     "checkpointing": ("zenspeed.compat.checkpointing", None),
-    "ops": ("zenspeed.compat.ops", None),
     "runtime": ("zenspeed.compat.runtime", None),
     "zero_to_fp32": ("zenspeed.compat.zero_to_fp32", None),
     "get_model_profile": ("zenspeed.compat.flops", "get_model_profile"),

@@ -143,12 +143,28 @@ def prepare(source: Source = None, sets: Sets = None) -> None:
 
 @app.command()
 def evaluate(
-    run: RunFolder,
-    data: Annotated[str | None, typer.Option(help="Text to evaluate on; default: the run's own validation split.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="A run's folder.", show_default=False)] = None,
+    data: Annotated[str | None, typer.Option(help="Data to evaluate on; default: the run's own validation split.")] = None,
     checkpoint: CheckpointName = None,
+    predictions: Annotated[Path | None, typer.Option(help="JSON lines of predictions to score, without a model.")] = None,
+    slices: Annotated[
+        list[str] | None, typer.Option("--slice", help="With --predictions: a column whose values get figures of their own.")
+    ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Writes the figures to this file.")] = None,
 ) -> None:
-    """Figures over the whole held-out data, with 95 % intervals."""
+    """Figures over the whole held-out data, or of a file of predictions, with 95 % intervals."""
+    if (run is None) == (predictions is None):
+        raise InputError("evaluate: give a run's folder, or --predictions FILE; one of them")
+    if predictions is not None:
+        from zenspeed.evaluate.score import lines_of, score_file
+
+        found = score_file(predictions, slices or [])
+        print("\n".join(lines_of(found)))
+        _write_json(json_path, found)
+        return
+    if slices:
+        raise InputError("--slice: is for --predictions; score the run's predictions.jsonl")
+    assert run is not None
     from zenspeed.tasks.evaluate import evaluate_run
 
     figures = evaluate_run(run, data, checkpoint)
@@ -158,13 +174,35 @@ def evaluate(
     n = next(iter(figures.values())).n
     print(f"95 % intervals by bootstrap over {n:,} texts (seed 0)")
     print("\n".join(f"{name}: {figure.definition}" for name, figure in figures.items()))
-    if json_path is not None:
-        from zenspeed.config import write_atomically
+    _write_json(json_path, {k: v._asdict() for k, v in figures.items()})
 
-        try:
-            write_atomically(json_path, json.dumps({k: v._asdict() for k, v in figures.items()}, indent=1))
-        except OSError as error:
-            raise InputError(f"{json_path}: cannot be written: {error.strerror}") from None
+
+def _write_json(path: Path | None, content: object) -> None:
+    if path is None:
+        return
+    from zenspeed.config import write_atomically
+
+    try:
+        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@app.command()
+def compare(
+    files: Annotated[list[Path], typer.Argument(help="Files of predictions, or runs that hold predictions.jsonl.")],
+    json_path: Annotated[Path | None, typer.Option("--json", help="Writes the comparisons to this file.")] = None,
+) -> None:
+    """Whether one system is better than another on the same rows: effect, interval, exact test."""
+    from zenspeed.evaluate.compare import compare_files
+
+    found = compare_files(files)
+    print("\n".join(map(str, found)))
+    matched = ", ".join(sorted({c.matched_by for c in found}))
+    print(
+        f"rows matched by {matched}; McNemar's exact test, p corrected for {len(found)} comparisons (Holm); bootstrap, seed 0"
+    )
+    _write_json(json_path, [c._asdict() for c in found])
 
 
 @app.command()

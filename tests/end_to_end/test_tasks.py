@@ -73,7 +73,15 @@ def test_classification_from_a_table(recipe: Path, cli: Cli, tmp_path: Path) -> 
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["accuracy"]["value"] == pytest.approx(right) and figures["accuracy"]["n"] == 60
     again = cli("evaluate", "out").stdout
-    assert "accuracy" in again
+    assert "balanced_accuracy" in again and "recall[odd]" in again
+    # The predictions alone give the same, and a worse system is seen to be worse.
+    cli("evaluate", "--predictions", "out/predictions.jsonl", "--slice", "label", "--json", "scored.json")
+    scored = json.loads((tmp_path / "scored.json").read_text())
+    accuracy = next(f for f in scored["figures"] if f["name"] == "accuracy" and f["slice"] == "all")
+    assert accuracy["value"] == pytest.approx(right) and scored["schema"] == "zenspeed.evaluation"
+    (tmp_path / "worse.jsonl").write_text("".join(json.dumps(p | {"prediction": "odd"}) + "\n" for p in predictions))
+    assert "worse.jsonl is worse than out" in cli("compare", "out", "worse.jsonl").stdout
+    assert "one of them" in cli("evaluate", code=2).stderr
     refused = cli("generate", "out", "--prompt", "x", code=2).stderr
     assert "was trained for classification" in refused
 

@@ -13,13 +13,6 @@ from zenspeed.optim import Lamb, Lion
 Betas = tuple[float, float]
 
 
-class _Names:
-    """`ops.adam.DeepSpeedCPUAdam` and the like: modules of DeepSpeed's that hold nothing but these classes."""
-
-    def __init__(self, **names: type[torch.optim.Optimizer]) -> None:
-        self.__dict__.update(names)
-
-
 class FusedAdam(torch.optim.AdamW):
     """AdamW, or with `adam_w_mode=False` Adam with weight decay as L2."""
 
@@ -93,12 +86,6 @@ class DeepSpeedCPULion(FusedLion):
 
 class FusedLamb(Lamb):
     """LAMB."""
-
-
-adam = _Names(FusedAdam=FusedAdam, DeepSpeedCPUAdam=DeepSpeedCPUAdam)
-adagrad = _Names(DeepSpeedCPUAdagrad=DeepSpeedCPUAdagrad)
-lion = _Names(FusedLion=FusedLion, DeepSpeedCPULion=DeepSpeedCPULion)
-lamb = _Names(FusedLamb=FusedLamb)
 
 
 def _corrected(name: str, bias_correction: bool) -> None:

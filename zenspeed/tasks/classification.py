@@ -15,6 +15,7 @@ from zenspeed.config import write_atomically
 from zenspeed.data.batch import Batch
 from zenspeed.data.examples import Ragged
 from zenspeed.data.packing import Layout
+from zenspeed.evaluate.classify import confusion, label_figures
 from zenspeed.evaluate.interval import Figure, ratio_interval
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place, on_device
@@ -93,11 +94,13 @@ class ClassificationTask(RowTask):
         return self.figures(self.validation, self.probabilities(model, self.validation, place))
 
     def figures(self, examples: Examples, probabilities: np.ndarray) -> dict[str, Figure]:
+        """Loss, and the figures of labels that these rows define."""
         truth = self._truth(examples)
         losses = -np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-12))
         loss = ratio_interval(losses, np.ones(len(losses)), "mean negative log likelihood of the label, in nats")
-        right = (probabilities.argmax(1) == truth).astype(np.float64)
-        return {"loss": loss, "accuracy": ratio_interval(right, np.ones(len(right)), "share of texts with the right label")}
+        names = np.array(self.labels)
+        found = label_figures(confusion(names[truth].tolist(), names[probabilities.argmax(1)].tolist()))
+        return {"loss": loss} | {name: figure for name, figure in found.items() if isinstance(figure, Figure)}
 
     def _truth(self, examples: Examples) -> np.ndarray:
         truth = np.zeros(len(examples.rows), np.int64)

@@ -1,0 +1,160 @@
+"""Figures of predictions against scikit-learn, sacrebleu and scipy; bad files; comparisons."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sacrebleu.metrics import BLEU, CHRF, TER
+from scipy.stats import binomtest
+from sklearn import metrics
+
+from zenspeed.errors import InputError
+from zenspeed.evaluate.classify import Undefined, confusion, label_figures, roc_area, wilson
+from zenspeed.evaluate.compare import compare_files, holm, mcnemar
+from zenspeed.evaluate.interval import Figure
+from zenspeed.evaluate.predictions import read_predictions
+from zenspeed.evaluate.score import lines_of, score_file
+from zenspeed.evaluate.written import token_f1, written_figures
+
+
+def write(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_figures_equal_scikit_learn() -> None:
+    rng = np.random.default_rng(1)
+    true = rng.choice(["a", "b", "c"], 500, p=[0.6, 0.3, 0.1]).tolist()
+    said = [t if rng.random() < 0.7 else str(rng.choice(["a", "b", "c"])) for t in true]
+    figures = label_figures(confusion(true, said))
+    assert confusion(true, said).counts.tolist() == metrics.confusion_matrix(true, said).tolist()
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(true, said)
+    expected = {
+        "accuracy": metrics.accuracy_score(true, said),
+        "balanced_accuracy": metrics.balanced_accuracy_score(true, said),
+        "f1_macro": metrics.f1_score(true, said, average="macro"),
+        "mcc": metrics.matthews_corrcoef(true, said),
+    }
+    for i, label in enumerate("abc"):
+        expected |= {f"precision[{label}]": precision[i], f"recall[{label}]": recall[i], f"f1[{label}]": f1[i]}
+    assert figures.keys() == expected.keys()
+    for name, value in expected.items():
+        figure = figures[name]
+        assert isinstance(figure, Figure) and figure.low is not None and figure.high is not None
+        assert figure.value == pytest.approx(value, abs=1e-12)
+        assert figure.low < value < figure.high
+
+
+def test_bootstrap_of_cells_equals_bootstrap_of_rows() -> None:
+    rng = np.random.default_rng(2)
+    true, said = rng.integers(2, size=400), rng.integers(2, size=400)
+    figure = label_figures(confusion(true.tolist(), said.tolist()))["mcc"]
+    draws = [metrics.matthews_corrcoef(true[i], said[i]) for i in (rng.integers(400, size=400) for _ in range(600))]
+    assert isinstance(figure, Figure)
+    assert [figure.low, figure.high] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.02)
+
+
+def test_roc_area_equals_scikit_learn_with_ties() -> None:
+    rng = np.random.default_rng(3)
+    positive = rng.random(300) < 0.3
+    scores = np.round(rng.normal(size=300) + positive, 1)
+    area = roc_area(positive, scores, "")
+    assert isinstance(area, Figure)
+    assert area.value == pytest.approx(metrics.roc_auc_score(positive, scores), abs=1e-12)
+    draws = [metrics.roc_auc_score(positive[i], scores[i]) for i in (rng.integers(300, size=300) for _ in range(500))]
+    assert [area.low, area.high] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.015)
+    assert isinstance(roc_area(np.ones(3, bool), np.arange(3.0), ""), Undefined)
+
+
+def test_wilson_equals_scipy() -> None:
+    for hits, n in ((0, 10), (7, 10), (10, 10), (123, 1000)):
+        found, expected = wilson(hits, n, ""), binomtest(hits, n).proportion_ci(method="wilson")
+        assert found[1:3] == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_what_is_not_defined_is_not_zero() -> None:
+    figures = label_figures(confusion(["a", "a", "b"], ["a", "a", "a"]))
+    assert figures["precision[b]"] == Undefined(0, "share of rows predicted 'b' that are", "'b' is never predicted")
+    assert isinstance(figures["mcc"], Undefined)
+    one = label_figures(confusion(["a"] * 5, ["a"] * 5))
+    assert isinstance(one["balanced_accuracy"], Undefined)
+    assert isinstance(one["mcc"], Undefined)
+
+
+@pytest.mark.parametrize("tokenize", ["13a", "zh"])
+def test_written_answers_equal_sacrebleu(tokenize: str) -> None:
+    references = (
+        ["the cat sat on the mat today", "a dog ran home"]
+        if tokenize == "13a"
+        else ["今天天气很好，我们去公园", "猫坐在垫子上"]
+    )
+    answers = (
+        ["the cat sat on a red mat today", "dog ran home"] if tokenize == "13a" else ["今天天气很好，我去公园", "猫坐在垫子上"]
+    )
+    figures = written_figures(references, answers)
+    for name, metric in {"bleu": BLEU(tokenize=tokenize), "chrf": CHRF(), "ter": TER(asian_support=tokenize == "zh")}.items():
+        figure = figures[name]
+        assert isinstance(figure, Figure)
+        assert figure.value == metric.corpus_score(answers, [references]).score
+        assert str(metric.get_signature()) in figure.definition
+    exact = figures["exact_match"]
+    assert isinstance(exact, Figure) and exact.value == 0.5
+    assert token_f1(["a", "a", "b"], ["a", "c"]) == pytest.approx(0.4)
+
+
+def test_a_file_is_scored_by_slice(tmp_path: Path) -> None:
+    rows = [
+        {"label": i % 2, "scores": {"0": 0.4, "1": 0.6 if i % 3 else 0.1}, "lang": "zh" if i < 20 else "en"} for i in range(50)
+    ]
+    found = json.loads(json.dumps(score_file(write(tmp_path / "p.jsonl", rows), ["lang"])))
+    assert (found["schema"], found["version"], found["n"]) == ("zenspeed.evaluation", 1, 50)
+    accuracy = {f["value_of_slice"]: (f["value"], f["n"]) for f in found["figures"] if f["name"] == "accuracy"}
+    right = [(i % 2) == int(i % 3 > 0) for i in range(50)]
+    expected = {"": (sum(right) / 50, 50), "zh": (sum(right[:20]) / 20, 20), "en": (sum(right[20:]) / 30, 30)}
+    assert accuracy == expected
+    assert {"roc_auc[0]", "roc_auc[1]"} <= {f["name"] for f in found["figures"]}
+    assert any("50 rows only" in warning for warning in found["warnings"])
+    assert "lang = zh" in lines_of(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no rows"),
+        ("{\n", "line 1 is no JSON"),
+        ("[1]\n", "line 1 is no object"),
+        ('{"label": 1, "predictoin": 1}\n', "nearest: predictoin"),
+        ('{"label": 1, "prediction": 1}\n{"label": "1", "prediction": "1"}\n', "row 2: .*mixed types"),
+        ('{"label": "a", "scores": {"a": NaN}}\n', "row 1: score of 'a' is nan"),
+        ('{"label": "a", "scores": {"b": 1}}\n', "label 'a' has no score"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_predictions(path)
+
+
+def test_comparison_of_two_files(tmp_path: Path) -> None:
+    rows = [{"id": i, "label": "x", "prediction": "x" if i % 2 else "y"} for i in range(200)]
+    better = [{**row, "prediction": "x" if row["id"] % 2 or row["id"] < 40 else "y"} for row in reversed(rows)]
+    a, b = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", better)
+    (found,) = compare_files([a, b])
+    assert (found.n, found.matched_by, found.difference) == (200, "id", 0.1)
+    assert found.low < 0.1 < found.high and found.p == pytest.approx(binomtest(0, 20).pvalue)
+    assert "is better than" in str(found)
+    (same,) = compare_files([a, a])
+    assert same.p == 1 and "do not show" in str(same)
+    with pytest.raises(InputError, match="ids are in one file only"):
+        compare_files([a, write(tmp_path / "c.jsonl", rows[:9])])
+
+
+def test_p_values() -> None:
+    for gained, lost in ((3, 9), (0, 0), (5, 5), (700, 600)):
+        expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+        assert mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9)
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
