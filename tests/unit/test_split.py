@@ -97,3 +97,5 @@ def test_grouped_folds_keep_groups_whole_and_labels_even() -> None:
     assert sorted(i for fold in made for i in fold.test) == list(range(800))
     few = folds(None, [0, 0, 0, 1, 2], k=3)
     assert all(len(fold.test) for fold in few)
+    apart = folds(["a", "b", "c"], [0, 1, 2], k=3)  # no label is shared, so every fold is as even as any other
+    assert all(len(fold.test) == 1 for fold in apart)
