@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zenspeed.config import write_atomically
 from zenspeed.data.batch import Batch
 from zenspeed.data.examples import Ragged
 from zenspeed.data.packing import Layout
-from zenspeed.evaluate.classify import confusion, label_figures
+from zenspeed.evaluate.classify import Undefined, confusion, label_figures
 from zenspeed.evaluate.interval import Figure, ratio_interval
+from zenspeed.evaluate.predictions import Predictions
+from zenspeed.evaluate.score import figures_of
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place, on_device
 from zenspeed.tasks.data import open_rows
@@ -24,30 +24,22 @@ from zenspeed.tasks.encoding import encode_pairs, encode_texts
 from zenspeed.tasks.labels import check_known
 from zenspeed.tasks.models import task_model
 from zenspeed.tasks.rows import Examples, RowTask, column_of
-from zenspeed.text.tokenizer import Tokenizer
 
 
 class ClassificationTask(RowTask):
     """Targets are label numbers; a text longer than the context is judged by the mean of its windows' probabilities."""
 
     def __init__(self, recipe: Recipe, progress: Callable[[str], None] | None) -> None:
-        self.recipe = recipe
         data = open_rows(recipe, progress)
         self.tokenizer, self.report = data.tokenizer, data.report
-        self.labels = data.labels
-        self.recipe = recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"labels": self.labels})})
-        encode = [self.encode(rows, name) for rows, name in data.splits()]
-        self._set_up(recipe, encode[0], encode[1], encode[2] if len(encode) > 2 else None)
+        self.recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"labels": data.labels})})
+        self.prepare()
+        self._set_up(data)
         counts = np.bincount(self.train.targets, minlength=len(self.labels))
         self.report["labels"] = dict(zip(self.labels, map(int, counts), strict=True))
 
-    @classmethod
-    def of_run(cls, recipe: Recipe, tokenizer: Tokenizer) -> ClassificationTask:
-        """The task of a finished run, to be used on other rows: it has no data of its own."""
-        task = cls.__new__(cls)
-        task.recipe, task.tokenizer, task.report = recipe, tokenizer, {}
-        task.labels = list(recipe.task.labels or [])
-        return task
+    def prepare(self) -> None:
+        self.labels = list(self.recipe.task.labels or [])
 
     def encode(self, rows: list[dict[str, Any]], split: str) -> Examples:
         """Rows with a label -> examples."""
@@ -90,48 +82,34 @@ class ClassificationTask(RowTask):
         by_window = self.outputs(model, examples, place, (len(self.labels),), output)
         return _mean_by(examples.owner, by_window, len(examples.rows))
 
-    def evaluate(self, model: nn.Module, place: Place) -> dict[str, Figure]:
-        return self.figures(self.validation, self.probabilities(model, self.validation, place))
-
-    def figures(self, examples: Examples, probabilities: np.ndarray) -> dict[str, Figure]:
+    def judge(self, model: nn.Module, examples: Examples, place: Place) -> dict[str, Figure]:
         """Loss, and the figures of labels that these rows define."""
-        truth = self._truth(examples)
+        probabilities = self.probabilities(model, examples, place)
+        truth = np.zeros(len(examples.rows), np.int64)
+        truth[examples.owner] = examples.targets
         losses = -np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-12))
         loss = ratio_interval(losses, np.ones(len(losses)), "mean negative log likelihood of the label, in nats")
         names = np.array(self.labels)
         found = label_figures(confusion(names[truth].tolist(), names[probabilities.argmax(1)].tolist()))
         return {"loss": loss} | {name: figure for name, figure in found.items() if isinstance(figure, Figure)}
 
-    def _truth(self, examples: Examples) -> np.ndarray:
-        truth = np.zeros(len(examples.rows), np.int64)
-        truth[examples.owner] = examples.targets
-        return truth
-
-    def predictions(self, examples: Examples, probabilities: np.ndarray) -> list[dict[str, Any]]:
-        """One row a text, as `zenspeed evaluate --predictions` reads them."""
-        truth, column = self._truth(examples), self.recipe.task.text
+    def predict(self, model: nn.Module, rows: list[dict[str, Any]], place: Place) -> list[dict[str, Any]]:
+        """`text`, `prediction`, `scores` (a probability a label), and `label` where the row has one."""
+        examples = self._examples(rows, "the rows", np.zeros(len(rows), np.int64))
+        probabilities = self.probabilities(model, examples, place)
+        task = self.recipe.task
         return [
-            {
-                "text": str(row[column]),
-                "label": self.labels[truth[i]],
-                "prediction": self.labels[int(probabilities[i].argmax())],
-                "scores": {label: round(float(p), 6) for label, p in zip(self.labels, probabilities[i], strict=True)},
+            {"text": str(row[task.text])}
+            | ({"label": str(row[task.label])} if row.get(task.label) is not None else {})
+            | {
+                "prediction": self.labels[int(of_row.argmax())],
+                "scores": {label: round(float(p), 6) for label, p in zip(self.labels, of_row, strict=True)},
             }
-            for i, row in enumerate(examples.rows)
+            for row, of_row in zip(rows, probabilities, strict=True)
         ]
 
-    def finish(self, model: nn.Module, place: Place, folder: Path, say: Callable[[str], None]) -> dict[str, Figure]:
-        """Predictions on the test split, or on the validation split where there is no test."""
-        examples = self.test or self.validation
-        probabilities = self.probabilities(model, examples, place)
-        if place.rank == 0:
-            lines = [json.dumps(p, ensure_ascii=False) for p in self.predictions(examples, probabilities)]
-            write_atomically(folder / "predictions.jsonl", "\n".join(lines) + "\n")
-        if self.test is None:
-            return {}
-        figures = self.figures(self.test, probabilities)
-        say("test: " + self.summary(figures))
-        return {f"test_{name}": figure for name, figure in figures.items()}
+    def score(self, predictions: list[dict[str, Any]]) -> dict[str, Figure | Undefined]:
+        return figures_of(Predictions(Path("predictions"), predictions, labelled=True))
 
 
 def _mean_by(owner: np.ndarray, values: np.ndarray, rows: int) -> np.ndarray:

@@ -80,15 +80,21 @@ def text_columns(recipe: Recipe) -> list[str]:
     return [task.text, *([task.text_pair] if task.text_pair else [])]
 
 
-def read_split(recipe: Recipe, source: str) -> Rows:
-    """The rows of `source` with the columns of the recipe's task, cleaned as its own."""
-    return _Reader(recipe).read(source)
+def answer_columns(recipe: Recipe) -> list[str]:
+    """Columns of what the task is to say, which rows to be answered need not have."""
+    return {"classification": [recipe.task.label]}.get(recipe.task.kind, [])
+
+
+def read_split(recipe: Recipe, source: str, *, answers: bool = True) -> Rows:
+    """The rows of `source` with the columns of the recipe's task, cleaned as its own. `answers`: they must hold the truth."""
+    return _Reader(recipe, answers).read(source)
 
 
 class _Reader:
     """Reads and cleans rows, and counts what is left out."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, answers: bool = True) -> None:
+        self._answers = answer_columns(recipe) if answers else []
         self._recipe, self.report, self._clean = recipe, ReadReport(), Cleaner(recipe.data.clean)
         self._repeated = 0
 
@@ -96,7 +102,7 @@ class _Reader:
         task, data = self._recipe.task, self._recipe.data
         if task.kind == "masked_lm" and (source == PYTHON_DOCS or _is_text(source)):
             return [{task.text: text} for text in documents(data, source)]  # cleaned there
-        columns = [*text_columns(self._recipe), *([task.label] if task.kind == "classification" else [])]
+        columns = [*text_columns(self._recipe), *self._answers]
         options = RowOptions(
             columns=tuple(columns),
             on_bad_row=data.on_bad_row,

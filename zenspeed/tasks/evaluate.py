@@ -7,14 +7,12 @@ from pathlib import Path
 
 import torch
 
-from zenspeed.config import InputError
 from zenspeed.evaluate.interval import Figure
 from zenspeed.evaluate.run import evaluate_run as evaluate_language
 from zenspeed.run import open_run
 from zenspeed.tasks.base import Place
-from zenspeed.tasks.classification import ClassificationTask
 from zenspeed.tasks.data import read_split
-from zenspeed.tasks.open import open_task
+from zenspeed.tasks.open import ROW_TASKS, open_task
 
 
 def evaluate_run(folder: Path, source: str | None = None, checkpoint: str | None = None) -> dict[str, Figure]:
@@ -30,8 +28,5 @@ def evaluate_run(folder: Path, source: str | None = None, checkpoint: str | None
     place = Place(torch.autocast("cpu", torch.bfloat16) if recipe.train.precision == "bf16" else nullcontext())
     if source is None:
         return open_task(recipe, None).evaluate(opened.model, place)
-    if recipe.task.kind != "classification":
-        raise InputError(f"--data: a run of {recipe.task.kind} is evaluated on its own splits; leave --data out")
-    task = ClassificationTask.of_run(recipe, opened.tokenizer)
-    examples = task.encode(read_split(recipe, source), source)
-    return task.figures(examples, task.probabilities(opened.model, examples, place))
+    task = ROW_TASKS[recipe.task.kind].of_run(recipe, opened.tokenizer)
+    return task.judge(opened.model, task.encode(read_split(recipe, source), source), place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,16 +28,17 @@ class MaskedTask(RowTask):
     """Documents in windows. Of the tokens to be predicted 80 % are hidden, 10 % replaced by others, 10 % left as they are."""
 
     def __init__(self, recipe: Recipe, progress: Callable[[str], None] | None) -> None:
-        self.recipe = recipe
         data = open_rows(recipe, progress)
-        self.tokenizer, self.report = data.tokenizer, data.report
+        self.recipe, self.tokenizer, self.report = recipe, data.tokenizer, data.report
+        self.prepare()
+        self._set_up(data)
+
+    def prepare(self) -> None:
         mask = self.tokenizer.mask
         if mask is None:
             raise InputError("tokenizer: has no mask token, which masked_lm needs; set tokenizer.kind=wordpiece")
         self._mask = mask
         self._special = set(special_tokens(self.tokenizer))
-        splits = [self.encode(rows, name) for rows, name in data.splits()]
-        self._set_up(recipe, splits[0], splits[1], splits[2] if len(splits) > 2 else None)
 
     def encode(self, rows: list[dict[str, Any]], split: str) -> Examples:
         texts = column_of(rows, self.recipe.task.text, "task.text", split)
@@ -75,10 +75,7 @@ class MaskedTask(RowTask):
             shown[other] = rng.integers(self.tokenizer.vocab_size, size=len(other))
         return shown, wanted
 
-    def evaluate(self, model: nn.Module, place: Place) -> dict[str, Figure]:
-        return self._figures(model, self.validation, place)
-
-    def _figures(self, model: nn.Module, examples: Examples, place: Place) -> dict[str, Figure]:
+    def judge(self, model: nn.Module, examples: Examples, place: Place) -> dict[str, Figure]:
         """Loss of a hidden token, and how many are guessed right; intervals over documents."""
 
         def output(module: nn.Module, batch: Batch) -> Tensor:
@@ -95,8 +92,3 @@ class MaskedTask(RowTask):
         sums = sums[sums[:, 1] > 0]
         loss = ratio_interval(sums[:, 0], sums[:, 1], "mean negative log likelihood of a hidden token, in nats")
         return {"loss": loss, "perplexity": ratio_interval(sums[:, 0], sums[:, 1], "exp(loss)", np.exp)}
-
-    def finish(self, model: nn.Module, place: Place, folder: Path, say: Callable[[str], None]) -> dict[str, Figure]:
-        if self.test is None:
-            return {}
-        return {f"test_{name}": figure for name, figure in self._figures(model, self.test, place).items()}

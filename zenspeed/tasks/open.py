@@ -9,12 +9,10 @@ from zenspeed.tasks.base import Task
 from zenspeed.tasks.classification import ClassificationTask
 from zenspeed.tasks.language import LanguageTask
 from zenspeed.tasks.masked import MaskedTask
+from zenspeed.tasks.rows import RowTask
 
-TASKS: dict[str, type[Task]] = {
-    "language_model": LanguageTask,
-    "classification": ClassificationTask,
-    "masked_lm": MaskedTask,
-}
+ROW_TASKS: dict[str, type[RowTask]] = {"classification": ClassificationTask, "masked_lm": MaskedTask}
+TASKS: dict[str, type[Task]] = {"language_model": LanguageTask, **ROW_TASKS}
 
 
 def open_task(recipe: Recipe, progress: Callable[[str], None] | None) -> Task:

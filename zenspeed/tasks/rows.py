@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zenspeed.config import InputError
+from zenspeed.config import InputError, write_atomically
 from zenspeed.data.batch import Batch
 from zenspeed.data.examples import EpochOrder, Ragged
 from zenspeed.data.packing import Layout, document_numbers, fill, pack, pad
+from zenspeed.evaluate.classify import Undefined
+from zenspeed.evaluate.interval import Figure
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place, Task, sum_over_ranks
+from zenspeed.tasks.data import RowData
+from zenspeed.text.tokenizer import Tokenizer
 
 EVALUATION_TOKENS = 8192
 """Tokens of an evaluation batch."""
@@ -38,14 +44,41 @@ class Examples(NamedTuple):
 
 
 class RowTask(Task):
-    """A task whose sample is an example: a subclass says how rows are encoded and what a batch's targets are."""
+    """A task whose sample is an example: a subclass says how rows are encoded and what a batch's targets are.
+
+    `judge` gives figures of encoded examples; `predict` answers rows that need not hold the truth, and `score` judges such
+    answers where they do. Training, evaluation, cross-validation, export and serving all go through these.
+    """
 
     train: Examples
     validation: Examples
     test: Examples | None = None
 
-    def _set_up(self, recipe: Recipe, train: Examples, validation: Examples, test: Examples | None) -> None:
-        self.train, self.validation, self.test = train, validation, test
+    @classmethod
+    def of_run(cls, recipe: Recipe, tokenizer: Tokenizer) -> Self:
+        """The task of a finished run, to be used on other rows: it has no data of its own."""
+        task = cls.__new__(cls)
+        task.recipe, task.tokenizer, task.report = recipe, tokenizer, {}
+        task.prepare()
+        return task
+
+    def prepare(self) -> None:
+        """Derives what the task needs from its recipe and tokenizer, both of which are set."""
+
+    @abstractmethod
+    def encode(self, rows: list[dict[str, Any]], split: str) -> Examples:
+        """Rows with their answers -> examples. `split`: for people.
+
+        Raises:
+            InputError: a column is missing, or an answer cannot be learned.
+        """
+
+    def _set_up(self, data: RowData) -> None:
+        """Encodes the splits and fixes the order of training."""
+        splits = [self.encode(rows, name) for rows, name in data.splits()]
+        recipe = self.recipe
+        self.train, self.validation, self.test = splits[0], splits[1], splits[2] if len(splits) > 2 else None
+        train, validation = self.train, self.validation
         self.fingerprint = train.digest()
         lengths = train.tokens.lengths
         self.num_samples, self.tokens_per_sample = len(lengths), float(lengths.mean())
@@ -109,6 +142,38 @@ class RowTask(Task):
     ) -> Batch: ...
 
     # Evaluation -------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def judge(self, model: nn.Module, examples: Examples, place: Place) -> dict[str, Figure]:
+        """Figures of examples, "loss" first, the same on all ranks."""
+
+    def predict(self, model: nn.Module, rows: list[dict[str, Any]], place: Place) -> list[dict[str, Any]]:
+        """One answer a row, in order, ready for JSON and the same on all ranks; with the truth where the row holds it.
+
+        Raises:
+            InputError: a column is missing, or the task answers nothing.
+        """
+        raise InputError(f"{self.recipe.task.kind}: has no answers to give for a row; only its loss can be looked at")
+
+    def score(self, predictions: list[dict[str, Any]]) -> dict[str, Figure | Undefined]:
+        """Figures of answers that hold the truth as well."""
+        raise InputError(f"{self.recipe.task.kind}: has no answers that could be scored")
+
+    def evaluate(self, model: nn.Module, place: Place) -> dict[str, Figure]:
+        return self.judge(model, self.validation, place)
+
+    def finish(self, model: nn.Module, place: Place, folder: Path, say: Callable[[str], None]) -> dict[str, Figure]:
+        """Answers for the test split, or for the validation split where there is no test; figures of the test split."""
+        if type(self).predict is not RowTask.predict:
+            answers = self.predict(model, (self.test or self.validation).rows, place)
+            if place.rank == 0:
+                lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
+                write_atomically(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+        if self.test is None:
+            return {}
+        figures = self.judge(model, self.test, place)
+        say("test: " + self.summary(figures))
+        return {f"test_{name}": figure for name, figure in figures.items()}
 
     @torch.no_grad()
     def outputs(
