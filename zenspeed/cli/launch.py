@@ -1,0 +1,89 @@
+"""launch, shim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zenspeed.cli.app import app, recipe_of
+
+
+@app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
+def launch(
+    context: typer.Context,
+    num_processes: Annotated[
+        int | None,
+        typer.Option("-n", "--num-processes", "--num_gpus", "--nproc-per-node", min=1, help="Processes on each machine."),
+    ] = None,
+    module: Annotated[bool, typer.Option("-m", "--module", help="Run a module instead of a script.")] = False,
+    as_deepspeed: Annotated[
+        bool, typer.Option("--as-deepspeed", help="import deepspeed is zenspeed in the processes.")
+    ] = False,
+    no_local_rank: Annotated[
+        bool, typer.Option("--no-local-rank", "--no_local_rank", help="Do not pass --local_rank (with --as-deepspeed).")
+    ] = False,
+    hostfile: Annotated[
+        Path | None, typer.Option("-H", "--hostfile", help="Lines 'name slots=N': machines reached by ssh without a password.")
+    ] = None,
+    num_nodes: Annotated[int | None, typer.Option("--num-nodes", "--num_nodes", min=1, help="The first machines only.")] = None,
+    include: Annotated[str, typer.Option("-i", "--include", help="Machines and slots: host1@host2:0,2.")] = "",
+    exclude: Annotated[str, typer.Option("-e", "--exclude", help="All but these machines and slots.")] = "",
+    no_ssh: Annotated[bool, typer.Option("--no-ssh", "--no_ssh", help="Start this machine's part only.")] = False,
+    ssh_port: Annotated[int | None, typer.Option("--ssh-port", "--ssh_port", help="Port of ssh.")] = None,
+    master_addr: Annotated[str | None, typer.Option("--master-addr", "--master_addr", help="Machine number 0.")] = None,
+    master_port: Annotated[int | None, typer.Option("--master-port", "--master_port", help="Its port; default 29500.")] = None,
+    nnodes: Annotated[str | None, typer.Option("--nnodes", help="Machines, or MIN:MAX; run this command on each.")] = None,
+    node_rank: Annotated[int | None, typer.Option("--node-rank", "--node_rank", help="Number of this machine.")] = None,
+    rdzv_endpoint: Annotated[
+        str | None, typer.Option("--rdzv-endpoint", "--rdzv_endpoint", help="HOST:PORT where machines meet, in any order.")
+    ] = None,
+    rdzv_id: Annotated[str | None, typer.Option("--rdzv-id", "--rdzv_id", help="Name of the run.")] = None,
+    rdzv_backend: Annotated[str | None, typer.Option("--rdzv-backend", "--rdzv_backend", help="c10d or static.")] = None,
+    max_restarts: Annotated[
+        int, typer.Option("--max-restarts", "--max_restarts", min=0, help="Starts anew after a failure.")
+    ] = 0,
+    end_with_input: Annotated[bool, typer.Option("--end-with-input", hidden=True)] = False,
+) -> None:
+    """Run a verb, a script or a module in several processes: zenspeed launch -n 2 train recipe.yaml."""
+    from zenspeed.launch.command import Options, start
+
+    rdzv = {"endpoint": rdzv_endpoint, "id": rdzv_id, "backend": rdzv_backend}
+    options = Options(
+        num_processes=num_processes,
+        module=module,
+        as_deepspeed=as_deepspeed,
+        local_rank_argument=not no_local_rank,
+        num_nodes=num_nodes,
+        hostfile=hostfile,
+        include=include,
+        exclude=exclude,
+        master_address=master_addr,
+        master_port=master_port,
+        ssh=not no_ssh,
+        ssh_port=ssh_port,
+        nodes=nnodes,
+        node_rank=node_rank,
+        rdzv={k: v for k, v in rdzv.items() if v is not None},
+        max_restarts=max_restarts,
+        end_with_input=end_with_input,
+    )
+    if context.args[:1] == ["train"] and not module:  # a wrong recipe is refused once, before any process starts
+        _check_recipe(context.args[1:])
+    raise typer.Exit(start(options, context.args))
+
+
+@app.command()
+def shim() -> None:
+    """Print the folder that makes `import deepspeed` zenspeed when it is on PYTHONPATH."""
+    from zenspeed.launch.command import shim_folder
+
+    print(shim_folder())
+
+
+def _check_recipe(arguments: list[str]) -> None:
+    sets = [arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--set"]
+    sets += [a.removeprefix("--set=") for a in arguments if a.startswith("--set=")]
+    source = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    recipe_of(source, sets)

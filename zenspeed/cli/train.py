@@ -1,0 +1,101 @@
+"""train, resume, prepare."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing.process
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from zenspeed.cli.app import CheckpointName, RunFolder, Sets, Source, app, recipe_of
+from zenspeed.errors import InputError
+
+if TYPE_CHECKING:
+    from zenspeed.recipe import Recipe
+
+
+@app.command()
+def train(source: Source = None, sets: Sets = None) -> None:
+    """Train a model from a text or a recipe."""
+    recipe = recipe_of(source, sets)
+    preparing = _prepare_meanwhile(recipe)
+    from zenspeed.train import train as run
+
+    if preparing is not None:
+        preparing.join()
+    _report(run(recipe))
+
+
+def _prepare_meanwhile(recipe: Recipe) -> multiprocessing.process.BaseProcess | None:
+    """Prepares the data in a process of its own while this one imports torch: the first step comes two seconds earlier.
+
+    The process is forked before torch is there. What goes wrong in it is not lost: training prepares again, finds the data
+    done or meets the same error. None where another rank does it, or where processes cannot be forked.
+    """
+    if recipe.task.kind != "language_model":
+        return None
+    if os.environ.get("RANK", "0") != "0" or "fork" not in multiprocessing.get_all_start_methods():
+        return None
+    process = multiprocessing.get_context("fork").Process(target=_prepare_quietly, args=(recipe,), daemon=True)
+    process.start()
+    return process
+
+
+def _prepare_quietly(recipe: Recipe) -> None:
+    from zenspeed.data.prepare import prepare as run
+
+    with contextlib.suppress(InputError, KeyboardInterrupt):
+        run(recipe, lambda message: print(message, flush=True))
+
+
+@app.command()
+def resume(run: RunFolder, checkpoint: CheckpointName = None, sets: Sets = None) -> None:
+    """Go on with a run from its last checkpoint."""
+    from zenspeed.checkpoint import Checkpoint, find_checkpoint
+    from zenspeed.config import load
+    from zenspeed.recipe import Recipe
+    from zenspeed.run import recipe_of as recipe_in
+    from zenspeed.train import train as train_recipe
+
+    folder = find_checkpoint(run, checkpoint)
+    recipe = recipe_in(Checkpoint(folder))
+    recipe = load(Recipe, None, [*(sets or []), f"run.folder={json.dumps(str(run))}"], base=recipe.model_dump(mode="json"))
+    _report(train_recipe(recipe, resume=folder))
+
+
+def _report(result: object) -> None:
+    from zenspeed.train import Result
+
+    assert isinstance(result, Result)
+    if result.interrupted:
+        raise typer.Exit(130)
+    folder = result.folder
+    if os.environ.get("RANK", "0") == "0":
+        files = [name for name in ("samples.md", "predictions.jsonl") if (folder / name).exists()]
+        written = "".join(f"  {Path(name).stem:<11} {folder / name}\n" for name in files)
+        more = f'\n  zenspeed generate {folder} --prompt "Return the"' if "samples.md" in files else ""
+        print(f"""
+run      {folder}
+  loss curve  {folder / "loss.svg"}
+  report      {folder / "report.md"}
+{written}  recipe      {folder / "recipe.yaml"}
+  metrics     {folder / "metrics.jsonl"}
+go on with
+  zenspeed resume {folder} --set train.steps={2 * result.step}
+  zenspeed evaluate {folder}{more}""")
+
+
+@app.command()
+def prepare(source: Source = None, sets: Sets = None) -> None:
+    """Train the tokenizer and write the token shards that training reads; training does this by itself when needed."""
+    recipe = recipe_of(source, sets)
+    if recipe.task.kind != "language_model":
+        raise InputError(f"prepare: rows of {recipe.task.kind} are encoded when training starts; go straight to zenspeed train")
+    from zenspeed.data.prepare import prepare as run
+
+    prepared = run(recipe, print)
+    print(f"{prepared.folder}: {prepared.train.num_tokens:,} tokens to train on, {prepared.validation.num_tokens:,} held out")
