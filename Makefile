@@ -17,7 +17,7 @@ demo: install
 	$(BIN)/zenspeed train recipes/demo.yaml
 
 test: install lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .
