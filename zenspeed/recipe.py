@@ -46,7 +46,7 @@ class DataConfig(Config):
     split: str = "train"
     """Split of a saved dataset or one of the hub."""
     endpoint: str | None = None
-    """Address of a mirror of the Hugging Face hub; null: the hub's own."""
+    """Address of a mirror of the Hugging Face hub, for data and models; null: the hub's own."""
     text_column: str = "text"
     """Column that holds the text, of rows; `a.b` is the field `b` inside the column `a`."""
     encoding: str = "utf-8"

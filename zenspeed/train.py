@@ -33,7 +33,7 @@ from zenspeed.parallel.zero import ZeroOptions
 from zenspeed.recipe import Recipe
 from zenspeed.runlog import RunLog, plot_loss
 from zenspeed.tasks.base import Place, Task
-from zenspeed.tasks.models import adopt_pretrained
+from zenspeed.tasks.models import adopt_pretrained, load_report
 from zenspeed.tasks.open import open_task
 
 MICRO_BATCH_TOKENS = 8192
@@ -118,6 +118,8 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) 
 
     torch.manual_seed(recipe.run.seed + here.rank)  # of dropout; weights have their own generator
     model = task.build_model(recipe.run.seed, pretrained=checkpoint is None).to(here.device)
+    if (weights := load_report(model)) is not None:
+        display.say(f"weights of {recipe.model.huggingface or recipe.model.from_run}: {weights}")
     if recipe.train.compile:
         for block in model.get_submodule("blocks").children():
             block.compile(dynamic=False)

@@ -80,7 +80,11 @@ class ModelConfig(Config):
     cell: Literal["rnn", "lstm"] = "lstm"
     """What a recurrent model is made of."""
     huggingface: str | None = None
-    """Folder of Hugging Face layout: training starts from its weights, and its config decides all keys but dropout and pool."""
+    """Folder of Hugging Face layout, or a name on the hub: training starts from its weights, and its config decides all keys
+    but dropout, pool and pooler."""
+    from_run: str | None = None
+    """Folder of a finished run: training starts from its weights, under a new head if the task is another, with its tokenizer;
+    its config decides all keys but dropout, pool and pooler."""
     vocab_size: int | None = Field(None, ge=1)
     """Rows of the embedding; null: as many as the tokenizer has tokens."""
     layers: int = Field(6, ge=1)
@@ -171,6 +175,8 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
+        if self.huggingface is not None and self.from_run is not None:
+            raise ValueError("huggingface and from_run both give the weights to start from; give one of them")
         if (self.architecture == "transformers") != (self.transformers is not None):
             raise ValueError("architecture transformers and key transformers go together; set model.huggingface to a folder")
         if self.architecture in ("recurrent", "transformers"):
