@@ -32,6 +32,7 @@ ALLOWED = {
     "runlog": "config errors machine",
     "display": "",
     "info": "machine",
+    "serve": "tasks generate run models text recipe data ops config errors",
     "train": "engine tasks data checkpoint evaluate optim parallel recipe runlog display machine config errors",
     "launch": "*",
     "compat": "*",

@@ -233,6 +233,14 @@ class Tokenizer:
         """The number of a token by its name, a special one of the user's for instance; None if there is none."""
         return self._inner.token_to_id(token)
 
+    def special_tokens(self) -> dict[str, int]:
+        """Special tokens by name, with their numbers."""
+        return {token.content: i for i, token in self._inner.get_added_tokens_decoder().items() if token.special}
+
+    def begin(self) -> list[int]:
+        """What the tokenizer itself puts before a text, as its tokenizer.json says: beginning of sequence, or nothing."""
+        return self._inner.encode("").ids[:1] if self._inner.post_processor is not None else []
+
     def _role(self, role: str) -> int | None:
         named = _token_name(self._settings.get(f"{role}_token"))
         found = [self._inner.token_to_id(name) for name in ([named] if named else _ROLE_NAMES[role])]

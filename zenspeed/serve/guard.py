@@ -1,0 +1,136 @@
+"""Before a request reaches an endpoint: its size, its time, its key, its client's share. Plain ASGI, for it must not buffer.
+
+Errors have OpenAI's form. Nothing of a body is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from zenspeed.serve.limits import Gatekeeper, Keys, Limits, TooMany
+from zenspeed.serve.metrics import Metrics
+from zenspeed.serve.shapes import Problem
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+log = logging.getLogger("zenspeed.serve")
+_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"cache-control", b"no-store")]
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        keys: of `/v1`; None: none needed. admin: of `/admin`; None: there is no such place.
+    """
+
+    def __init__(self, app: App, limits: Limits, keys: Keys | None, admin: Keys | None, metrics: Metrics) -> None:
+        self._app, self._limits, self._keys, self._admin, self._metrics = app, limits, keys, admin, metrics
+        self._gate = Gatekeeper(limits)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path, begun, status = str(scope["path"]), time.monotonic(), 0
+        refused: list[Problem] = []
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if refused and not status:  # the framework calls it a body that cannot be parsed
+                return
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        entered = None
+        try:
+            client = self._client(scope, path)
+            scope.setdefault("state", {})["client"] = client
+            if path.startswith("/v1/") and scope["method"] == "POST":
+                self._gate.enter(client)
+                entered = client
+            await self._app(scope, self._bounded(scope, receive, refused), sending)
+            if refused and not status:
+                raise refused[0]
+        except TooMany as error:
+            problem = Problem(429, str(error), code="rate_limit_exceeded", retry_after=error.seconds)
+            await answer_problem(problem, sending)
+        except Problem as problem:
+            if status:  # the answer has begun: there is no other way to say it than to break off
+                raise
+            refused.clear()
+            await answer_problem(problem, sending)
+        finally:
+            if entered is not None:
+                self._gate.leave(entered)
+            seconds = time.monotonic() - begun
+            self._metrics.request(path, status, seconds)
+            log.info("%s %s %d %.0f ms", scope["method"], path[:100].encode("unicode_escape").decode(), status, 1000 * seconds)
+
+    def _client(self, scope: Scope, path: str) -> str:
+        """Who asks: the owner of the key, else the address."""
+        keys = self._admin if path.startswith("/admin/") else self._keys if path.startswith("/v1/") else None
+        if path.startswith("/admin/") and keys is None:
+            raise Problem(404, "there is nothing here: the server was started without --admin-key-file")
+        if keys is None:
+            return str((scope.get("client") or ("unknown",))[0])
+        given = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"authorization"), "")
+        kind, _, key = given.partition(" ")
+        owner = keys.owner(key.strip() if kind.lower() == "bearer" else None)
+        if owner is None:
+            raise Problem(401, "no or a wrong API key; send it as: Authorization: Bearer KEY", code="invalid_api_key")
+        return owner
+
+    def _bounded(self, scope: Scope, receive: Receive, refused: list[Problem]) -> Receive:
+        """`receive` that refuses a body that is too long or comes too slowly, and notes it in `refused`."""
+        most, until = self._limits.body_bytes, time.monotonic() + self._limits.body_seconds
+        declared = next((v for k, v in scope["headers"] if k == b"content-length"), b"")
+        if declared.isdigit() and int(declared[:20]) > most:
+            raise _too_long(most)
+        total, done = 0, False
+
+        async def bounded() -> MutableMapping[str, Any]:
+            nonlocal total, done
+            if done:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.01, until - time.monotonic()))
+            except TimeoutError:
+                refused.append(Problem(408, f"the request did not come whole within {self._limits.body_seconds:g} s"))
+                raise refused[0] from None
+            total += len(message.get("body", b""))
+            done = not message.get("more_body", False)
+            if total > most:
+                refused.append(_too_long(most))
+                raise refused[0]
+            return message
+
+        return bounded
+
+
+def _too_long(most: int) -> Problem:
+    return Problem(413, f"the request has more than {most:,} bytes", code="request_too_large")
+
+
+async def answer_problem(problem: Problem, send: Send) -> None:
+    """Sends `problem` as a whole answer."""
+    body = json.dumps(problem.body()).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if problem.retry_after is not None:
+        headers.append((b"retry-after", str(problem.retry_after).encode()))
+    if problem.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if problem.status in (408, 413):
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,130 @@
+"""A run or a folder of Hugging Face layout, opened to be served: what it can do, and its card."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from zenspeed.errors import InputError
+from zenspeed.models.auto import load_pretrained
+from zenspeed.models.hf import read_json
+from zenspeed.recipe import Recipe
+from zenspeed.run import open_run
+from zenspeed.serve.prompts import Prompts
+from zenspeed.tasks.base import Place
+from zenspeed.tasks.open import ROW_TASKS
+from zenspeed.tasks.rows import RowTask
+from zenspeed.text.tokenizer import Tokenizer
+
+ENDPOINTS: dict[str, tuple[str, ...]] = {
+    "language_model": ("completions", "chat"),
+    "classification": ("classify",),
+    "seq2seq": ("translate", "summarize", "answer"),
+    "span_qa": ("answer",),
+    "similarity": ("embeddings", "search"),
+    "embedding": ("embeddings", "search"),
+}
+"""What a model of each kind answers."""
+
+
+class Opened(NamedTuple):
+    """A model with all that is needed to answer."""
+
+    kind: str
+    """The run's task, or `embedding`."""
+    model: nn.Module
+    tokenizer: Tokenizer
+    prompts: Prompts | None
+    """Of a language model."""
+    stop_tokens: frozenset[int]
+    task: RowTask | None
+    place: Place
+    card: dict[str, Any]
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return ENDPOINTS[self.kind]
+
+
+def open_model(folder: Path) -> Opened:
+    """The run or the Hugging Face folder at `folder`.
+
+    Raises:
+        InputError: neither, or a model that answers nothing.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a run's folder, or one of Hugging Face layout")
+    if (folder / "config.json").exists():
+        return _open_folder(folder)
+    return _open_run(folder)
+
+
+def _open_run(folder: Path) -> Opened:
+    run = open_run(folder)
+    recipe, kind = run.recipe, run.recipe.task.kind
+    if kind not in ENDPOINTS:
+        raise InputError(f"{folder}: a run of {kind} has no answers to give; served are {', '.join(ENDPOINTS)}")
+    tokenizer, end = run.tokenizer, run.tokenizer.end_of_text
+    prompts = Prompts(tokenizer, folder / "tokenizer", [end]) if kind == "language_model" else None
+    task = ROW_TASKS[kind].of_run(recipe, tokenizer) if kind in ROW_TASKS else None
+    card = _card(run.model, kind) | {
+        "source": "run", "step": run.checkpoint.state.get("step"), "labels": list(recipe.task.labels or []),
+        "data": recipe.data.source, "pair": recipe.task.text_pair is not None, "figures": _figures(folder),
+    }  # fmt: skip
+    return Opened(kind, run.model, tokenizer, prompts, frozenset([end]), task, _place(recipe), card)
+
+
+def _open_folder(folder: Path) -> Opened:
+    theirs = read_json(folder / "config.json")
+    loaded = load_pretrained(folder)
+    model, head = loaded.model, getattr(loaded.model, "kind", "language")
+    kind = {"language": "language_model", "label": "classification", "span": "span_qa", "embedding": "embedding"}.get(head)
+    if kind is None or (kind == "language_model" and loaded.config.architecture == "encoder_decoder"):
+        raise InputError(f"{folder}: a {theirs.get('model_type')} with a {head} head is not served; a run of it may be")
+    tokenizer = Tokenizer.load(folder)
+    prompts = Prompts(tokenizer, folder, tokenizer.begin()) if kind == "language_model" else None
+    recipe = Recipe.model_validate({"data": {"source": str(folder)}, "model": loaded.config.model_dump()})
+    labels = [theirs["id2label"][k] for k in sorted(theirs.get("id2label") or {}, key=int)]
+    task = None
+    if kind == "classification":
+        named = {"kind": kind, "labels": labels if len(labels) > 1 else None}
+        recipe = recipe.model_copy(update={"task": type(recipe.task).model_validate(named)})
+    if kind in ROW_TASKS:
+        if kind != recipe.task.kind:
+            recipe = recipe.model_copy(update={"task": type(recipe.task).model_validate({"kind": kind})})
+        task = ROW_TASKS[kind].of_run(recipe, tokenizer)
+    stop = {tokenizer.end_of_text, *_ends(folder, theirs)}
+    card = _card(model, kind) | {"source": "folder", "labels": labels, "figures": {}}
+    return Opened(kind, model, tokenizer, prompts, frozenset(stop), task, Place(nullcontext()), card)
+
+
+def _place(recipe: Recipe) -> Place:
+    return Place(torch.autocast("cpu", torch.bfloat16) if recipe.train.precision == "bf16" else nullcontext())
+
+
+def _ends(folder: Path, theirs: dict[str, Any]) -> set[int]:
+    path = folder / "generation_config.json"
+    said = [theirs.get("eos_token_id"), (read_json(path) if path.exists() else {}).get("eos_token_id")]
+    return {int(i) for entry in said if entry is not None for i in (entry if isinstance(entry, list) else [entry])}
+
+
+def _card(model: nn.Module, kind: str) -> dict[str, Any]:
+    config: Any = model.config
+    sizes = {name: getattr(config, name, None) for name in ("preset", "architecture", "layers", "width", "heads", "context")}
+    return {"kind": kind, "parameters": sum(p.numel() for p in model.parameters()), **sizes}
+
+
+def _figures(folder: Path) -> dict[str, Any]:
+    """The last evaluation in metrics.jsonl."""
+    path = folder / "metrics.jsonl"
+    found: dict[str, Any] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            found |= {k: v for k, v in entry.items() if "validation" in k or k.startswith(("test", "figures"))}
+    return found

@@ -1,0 +1,38 @@
+"use strict";
+/* What the page says, in English and Chinese. */
+const WORDS = {
+  en: {
+    model: "Model", settings: "Settings", temperature: "Temperature", maxTokens: "Tokens at most", seed: "Seed", key: "API key",
+    chat: "Chat", complete: "Completion", classify: "Labels", translate: "Translation", answer: "Questions", similar: "Search",
+    compare: "Side by side", card: "Model card", summarize: "Summary",
+    send: "Send", stop: "Stop", forget: "New conversation", continue: "Continue", judge: "Label it", write: "Write", find: "Find the answer",
+    search: "Search", chatHint: "Write a message. Ctrl+Enter sends it, Esc stops the answer.", completeHint: "Text to be continued",
+    classifyHint: "Text to be labelled", pairHint: "Second text, for a model that reads pairs", sourceHint: "Text to be rewritten",
+    questionHint: "Question", passageHint: "Passage in which the answer stands", queryHint: "What are you looking for?",
+    linesHint: "Texts to search, one a line", hoverHint: "Point at a token, or go to it with the arrow keys, to see how likely it was and what else might have come.",
+    wordsHint: "Words by what the label loses without them: blue speaks for it, orange against it.",
+    you: "You", it: "Model", gone: "The server does not answer. Is it running?", broken: "The connection broke off.",
+    notHere: "The model {model} cannot do this. Models that can: {models}.", none: "none of this server's", noAnswer: "No answer in the passage.",
+    parameters: "Parameters", kind: "Kind", context: "Context, tokens", layers: "Layers", width: "Width", labels: "Labels", state: "State",
+    checked: "Checked against the trained model", core: "Runs on", figures: "Figures of its evaluation", template: "Chat template",
+    own: "its own", plain: "none: lines of role: text", within: "logits within {x} of the largest; same token in {y} % of {n} places",
+    step: "Step", data: "Data", empty: "Write something first.",
+  },
+  zh: {
+    model: "模型", settings: "设置", temperature: "温度", maxTokens: "最多词元数", seed: "随机种子", key: "API 密钥",
+    chat: "对话", complete: "续写", classify: "分类", translate: "翻译", answer: "问答", similar: "检索",
+    compare: "并排比较", card: "模型卡片", summarize: "摘要",
+    send: "发送", stop: "停止", forget: "新对话", continue: "续写", judge: "分类", write: "生成", find: "查找答案",
+    search: "检索", chatHint: "输入消息。Ctrl+Enter 发送，Esc 停止。", completeHint: "要续写的文本",
+    classifyHint: "要分类的文本", pairHint: "第二段文本（用于读取文本对的模型）", sourceHint: "原文",
+    questionHint: "问题", passageHint: "包含答案的段落", queryHint: "想找什么？",
+    linesHint: "待检索的文本，每行一条", hoverHint: "将指针移到词元上，或用方向键选中，可查看它的概率和其他候选。",
+    wordsHint: "去掉某个词后标签概率的变化：蓝色支持该标签，橙色反对。",
+    you: "您", it: "模型", gone: "服务器没有响应。它在运行吗？", broken: "连接中断。",
+    notHere: "模型 {model} 不支持此功能。支持的模型：{models}。", none: "此服务器上没有", noAnswer: "段落中没有答案。",
+    parameters: "参数量", kind: "类型", context: "上下文（词元）", layers: "层数", width: "宽度", labels: "标签", state: "状态",
+    checked: "与训练所得模型的核对", core: "运行方式", figures: "评估指标", template: "对话模板",
+    own: "模型自带", plain: "无：按“角色: 文本”逐行", within: "logits 误差不超过最大值的 {x}；{n} 处中 {y} % 词元相同",
+    step: "步数", data: "数据", empty: "请先输入内容。",
+  },
+};

@@ -1,0 +1,152 @@
+"""Answers to rows: requests that wait together are one packed batch of the run's own task."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from zenspeed.data.batch import Batch
+from zenspeed.data.packing import document_numbers, fill, pack
+from zenspeed.errors import InputError
+from zenspeed.serve.batching import Busy
+from zenspeed.serve.opened import Opened
+from zenspeed.tasks.base import on_device
+from zenspeed.tasks.encoding import encode_texts
+
+ROWS = 256
+"""Rows of a batch at most."""
+_WORDS = 48  # tried one by one when it is asked which of them mattered
+
+
+class _Job(NamedTuple):
+    work: str
+    rows: list[Any]
+    done: Callable[[list[Any] | Exception], None]
+
+
+class Predictor:
+    """One thread that answers rows; `max_queue` rows wait at most."""
+
+    def __init__(self, opened: Opened, max_queue: int = 4096) -> None:
+        self._opened, self._max = opened, max_queue
+        self._queue: deque[_Job] = deque()
+        self._waiting = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self.batches = self.rows = 0
+        self._thread = threading.Thread(target=self._work, name="predictor", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: str, rows: Sequence[Any], done: Callable[[list[Any] | Exception], None]) -> None:
+        """`work`: `predict` (rows of the task), `embed` (texts). `done` gets one result a row, by the predictor's thread.
+
+        Raises:
+            Busy: too many wait.
+        """
+        with self._changed:
+            if self._closing or self._waiting + len(rows) > self._max:
+                raise Busy(2)
+            self._waiting += len(rows)
+            self._queue.append(_Job(work, list(rows), done))
+            self._changed.notify()
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    def close(self) -> None:
+        """Answers what waits, and ends."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(5)
+
+    def _work(self) -> None:
+        while jobs := self._take():
+            self._answer(jobs)
+
+    def _take(self) -> list[_Job]:
+        """The next job, and those behind it that can be answered with it; waits for one, and is empty at the end."""
+        with self._changed:
+            while not self._queue and not self._closing:
+                self._changed.wait()
+            jobs: list[_Job] = []
+            while self._queue and (not jobs or self._queue[0].work == jobs[0].work):
+                if jobs and sum(len(job.rows) for job in jobs) >= ROWS:
+                    break
+                jobs.append(self._queue.popleft())
+            self._waiting -= sum(len(job.rows) for job in jobs)
+            return jobs
+
+    def _answer(self, jobs: list[_Job]) -> None:
+        try:
+            results = self._run(jobs[0].work, [row for job in jobs for row in job.rows])
+        except Exception as error:
+            if len(jobs) > 1:  # one of them is at fault: each by itself
+                for job in jobs:
+                    self._answer([job])
+            else:
+                jobs[0].done(error)
+            return
+        self.batches, self.rows = self.batches + 1, self.rows + len(results)
+        for job in jobs:
+            job.done(results[: len(job.rows)])
+            results = results[len(job.rows) :]
+
+    def _run(self, work: str, rows: list[Any]) -> list[Any]:
+        opened = self._opened
+        if work == "embed":
+            return list(embed(opened, rows))
+        assert opened.task is not None
+        return opened.task.predict(opened.model, rows, opened.place)
+
+
+@torch.inference_mode()
+def embed(opened: Opened, texts: Sequence[str]) -> np.ndarray:
+    """(texts, C) fp32 vectors of length 1."""
+    config: Any = opened.model.config
+    encoded = encode_texts(opened.tokenizer, texts, min(config.context, 512), None)
+    lengths = [len(t) for t in encoded.tokens]
+    layout = pack(lengths, min(config.context, 512))
+    pad = opened.tokenizer.pad or 0
+    inputs: dict[str, Any] = {
+        "tokens": fill(layout, encoded.tokens, pad), "documents": document_numbers(layout, lengths),
+        "num_documents": len(texts),
+    }  # fmt: skip
+    on, _ = on_device(Batch(inputs, torch.empty(0)), next(opened.model.parameters()).device)
+    with opened.place.autocast:
+        return opened.model(**on).float().cpu().numpy()
+
+
+def row_of(opened: Opened, given: dict[str, str]) -> dict[str, str]:
+    """A request's texts as a row with the columns of the run's task.
+
+    Raises:
+        InputError: a second text is missing, or not wanted.
+    """
+    assert opened.task is not None
+    task = opened.task.recipe.task
+    row = {task.text: given["text"]}
+    if task.text_pair is not None:
+        if "pair" not in given:
+            raise InputError("pair: this model reads two texts; give the second as pair")
+        row[task.text_pair] = given["pair"]
+    elif "pair" in given:
+        raise InputError("pair: this model reads one text")
+    return row
+
+
+def without_each(text: str) -> tuple[list[str], list[str]]:
+    """The words of `text`, and the text without each of them; Chinese characters are words of their own."""
+    words = _words(text)[:_WORDS]
+    return [text[a:b] for a, b in words], [text[:a] + text[b:] for a, b in words]
+
+
+def _words(text: str) -> list[tuple[int, int]]:
+    return [m.span() for m in re.finditer(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+(?:['’-]\w+)*|[^\w\s]", text)]

@@ -1,0 +1,119 @@
+"""Endpoints of tasks: labels, vectors, written text, answers, search."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+
+from zenspeed.serve import answers
+from zenspeed.serve.deploy import Models, Served
+from zenspeed.serve.limits import Limits
+from zenspeed.serve.metrics import Metrics
+from zenspeed.serve.process import Gone
+from zenspeed.serve.shapes import (
+    AnswerRequest,
+    ClassifyRequest,
+    EmbeddingRequest,
+    Problem,
+    SearchRequest,
+    TextRequest,
+)
+
+
+def add_task_routes(app: FastAPI, models: Models, limits: Limits, metrics: Metrics) -> None:
+    """Adds them to `app`."""
+
+    def texts_of(given: str | list[str], name: str = "input") -> list[str]:
+        texts = [given] if isinstance(given, str) else given
+        if not 1 <= len(texts) <= limits.inputs:
+            raise Problem(400, f"{name}: {len(texts)} texts; at least 1, at most {limits.inputs}", param=name)
+        if any(not text.strip() for text in texts):
+            raise Problem(400, f"{name}: an empty text", param=name)
+        return texts
+
+    async def ask(served: Served, op: str, rows: list[Any]) -> tuple[list[Any], int]:
+        try:
+            async for event in served.ask({"op": op, "rows": rows}):
+                if event["event"] == "error":
+                    raise answers.problem_of(event)
+                metrics.tokens(served.name, event["prompt_tokens"], 0)
+                return event["value"], event["prompt_tokens"]
+        except Gone:
+            pass
+        raise answers.gone(served)
+
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest) -> dict[str, Any]:
+        """Vectors of length 1."""
+        served = models.find(body.model, "embeddings")
+        vectors, tokens = await ask(served, "embed", texts_of(body.input))
+        data = []
+        for index, vector in enumerate(vectors):
+            array = np.asarray(vector, "<f4")
+            if body.dimensions is not None:
+                if body.dimensions > len(array):
+                    raise Problem(
+                        400, f"dimensions: {body.dimensions}; this model's vectors have {len(array)}", param="dimensions"
+                    )
+                array = array[: body.dimensions]
+                array = array / max(float(np.linalg.norm(array)), 1e-12)
+            coded = (
+                base64.b64encode(array.astype("<f4").tobytes()).decode() if body.encoding_format == "base64" else array.tolist()
+            )
+            data.append({"object": "embedding", "index": index, "embedding": coded})
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return {"object": "list", "data": data, "model": served.name, "usage": usage}
+
+    @app.post("/v1/classify")
+    async def classify(body: ClassifyRequest) -> dict[str, Any]:
+        """A label for each text, with the probability of every label; `explain`: which words mattered."""
+        served, texts = models.find(body.model, "classify"), texts_of(body.input)
+        if body.explain and len(texts) > 1:
+            raise Problem(400, "explain: is for one text at a time", param="explain")
+        rows: list[dict[str, str]] = [{"text": text} for text in texts]
+        if body.pair is not None:
+            pairs = texts_of(body.pair, "pair")
+            if len(pairs) != len(texts):
+                raise Problem(400, f"pair: {len(pairs)} texts for {len(texts)} of input", param="pair")
+            rows = [{**row, "pair": pair} for row, pair in zip(rows, pairs, strict=True)]
+        results, tokens = await ask(served, "words" if body.explain else "predict", rows)
+        return _list(served, results, tokens)
+
+    @app.post("/v1/translate")
+    async def translate(body: TextRequest) -> dict[str, Any]:
+        """Each text in the language that the model was trained to write."""
+        served = models.find(body.model, "translate")
+        return _list(served, *await ask(served, "predict", [{"text": text} for text in texts_of(body.input)]))
+
+    @app.post("/v1/summarize")
+    async def summarize(body: TextRequest) -> dict[str, Any]:
+        """A summary of each text."""
+        served = models.find(body.model, "summarize")
+        return _list(served, *await ask(served, "predict", [{"text": text} for text in texts_of(body.input)]))
+
+    @app.post("/v1/answer")
+    async def answer(body: AnswerRequest) -> dict[str, Any]:
+        """The answer to a question; with a context, where in it the answer stands (characters `start` to `end`)."""
+        served = models.find(body.model, "answer")
+        row = {"question": texts_of(body.question, "question")[0], "context": body.context or ""}
+        results, tokens = await ask(served, "predict", [row])
+        return {**results[0], "model": served.name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+    @app.post("/v1/search")
+    async def search(body: SearchRequest, request: Request) -> dict[str, Any]:
+        """The documents nearest to the query, by the cosine of their vectors."""
+        served = models.find(body.model, "search")
+        texts = [*texts_of(body.query, "query"), *texts_of(body.documents, "documents")]
+        vectors, tokens = await ask(served, "embed", texts)
+        array = np.asarray(vectors, np.float32)
+        scores = array[1:] @ array[0]
+        best = np.argsort(-scores, kind="stable")[: body.top]
+        data = [{"index": int(i), "score": round(float(scores[i]), 6), "document": body.documents[i]} for i in best]
+        return _list(served, data, tokens)
+
+
+def _list(served: Served, data: list[Any], tokens: int) -> dict[str, Any]:
+    return {"object": "list", "data": data, "model": served.name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
