@@ -35,8 +35,8 @@ def plan_optimizers(module: nn.Module, config: OptimConfig, compute_dtype: torch
     1e-4 in the loss, and who asks for fp32 asks for equal losses in every layout.
     """
     named = [NamedParameter(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    tables = [p for p in named if p.name == "ngrams.weight"]
-    rest = [p for p in named if p.name != "ngrams.weight"]
+    tables = [p for p in named if p.name.endswith("ngrams.weight")]  # of a body under a head as well
+    rest = [p for p in named if not p.name.endswith("ngrams.weight")]
     return [*_plan_dense(rest, config, compute_dtype), *([_adagrad(tables, config)] if tables else [])]
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from zenspeed.models.build import build_model
+from zenspeed.models.heads import Head
 from zenspeed.models.presets import ModelConfig
 from zenspeed.models.transformer import Transformer
 from zenspeed.optim import Muon, lr_factor, orthogonalize, plan_optimizers
@@ -95,3 +97,15 @@ def test_schedules() -> None:
     assert factor(0, warmup=0.1) == pytest.approx(0.1) and factor(9, warmup=0.1) == pytest.approx(1)
     shares = [lr_factor(OptimConfig(warmup=0.1), p / 50, 0, None) for p in range(51)]
     assert shares[0] > 0 and max(shares) == pytest.approx(1, abs=0.03) and shares[-1] == 0
+
+
+@pytest.mark.parametrize("head", ["language", "masked", "label"])
+def test_hashed_tables_have_an_optimizer_of_their_own_under_every_head(head: Head) -> None:
+    """A body under a head is named `body.…`; a decoder's language model has its body itself."""
+    config = ModelConfig(
+        architecture="encoder" if head == "masked" else "decoder", layers=1, width=16, ngrams=(2,), ngram_rows=8
+    )
+    model = build_model(config, 20, head, labels=2)
+    plans = plan_optimizers(model, OptimConfig())
+    names = [[p.name.removeprefix("body.") for group in plan.groups for p in group.parameters] for plan in plans]
+    assert names[-1] == ["ngrams.weight"] and not any("ngrams.weight" in of_plan for of_plan in names[:-1])
