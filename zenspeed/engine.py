@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from zenspeed.optim import OptimizerPlan
+from zenspeed.parallel.lanes import Lanes
 from zenspeed.parallel.zero import Bucket, Piece, ZeroModule, ZeroOptions
 from zenspeed.scaler import LossScaler
 
@@ -59,6 +60,7 @@ class Engine:
         compute_dtype: torch.dtype = torch.float32,
         clip: float | None = None,
         scaler: LossScaler | None = None,
+        lanes: int = 1,
     ) -> None:
         self.module, self.mesh, self.clip = module, mesh, clip
         self.scaler = scaler or LossScaler()
@@ -66,6 +68,7 @@ class Engine:
         self.compute_dtype = compute_dtype
         self.device_type = next(module.parameters()).device.type
         self.zero = ZeroModule(module, [g for plan in plans for g in plan.groups], mesh, zero)
+        self.lanes = Lanes(self.zero, lanes)
         self.optimizers: list[torch.optim.Optimizer] = []
         self._tensors: list[tuple[Bucket, list[Tensor]]] = []  # of each bucket, what the optimizer updates
         index = 0
@@ -94,7 +97,10 @@ class Engine:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Adds the gradients of `loss`; `last`: of the last micro-batch before an update, when they are summed over ranks."""
         self.zero.sync = last
-        (loss * self.scaler.scale if self.scaler.scale != 1.0 else loss).backward()
+        self._scaled(loss).backward()
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss * self.scaler.scale if self.scaler.scale != 1.0 else loss
 
     def update(self, on_skip: Callable[[], None] | None = None) -> Update:
         """Clips, updates the weights, forgets the gradients. Not finite gradients on any rank: no rank updates.
@@ -142,12 +148,17 @@ class Engine:
         Returns:
             The global batch's mean loss per target, and the update.
         """
-        total = torch.zeros((), device=next(self.module.parameters()).device)
-        for index, batch in enumerate(micro_batches):
+
+        def one(module: nn.Module, batch: Any, last: bool) -> Tensor:
             with self.autocast():
-                loss = loss_sum(self.module, batch) / num_targets
-            total += loss.detach().float()
-            self.backward(loss, last=index == len(micro_batches) - 1)
+                loss = loss_sum(module, batch) / num_targets
+            if module is self.module:
+                self.backward(loss, last=last)
+            else:  # a lane of its own: it is not what the ranks wait for
+                self._scaled(loss).backward()
+            return loss.detach().float()
+
+        total = torch.stack(self.lanes.run(one, micro_batches)).sum()
         self.set_lr(lr)
         if dist.get_world_size() > 1:
             dist.all_reduce(total)

@@ -148,6 +148,9 @@ class TrainConfig(Config):
     """Sequences in one forward and backward on one rank; null: the most that stay below 8,192 tokens."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Type of the matrix products; weights and optimizer are kept in fp32. `auto`: bf16 where it is fast here, as measured."""
+    lanes: int | None = Field(None, ge=1)
+    """On a CPU with one process: threads that each take a share of the micro-batches. null: all threads, up to 8, where the
+    batch can be shared and there is no dropout; else 1, and all threads share each operation."""
     clip: float | None = Field(1.0, gt=0)
     """Largest global norm of the gradient; null: no clipping."""
     compile: bool = False

@@ -26,18 +26,17 @@ from zenspeed.display import Display
 from zenspeed.engine import Engine
 from zenspeed.evaluate.interval import Figure
 from zenspeed.evaluate.report import write_report
-from zenspeed.machine import keep_memory, measure_matmul, pick_precision, process_age_seconds, resident_bytes, usable_cores
+from zenspeed.machine import keep_memory, measure_matmul, process_age_seconds, resident_bytes, usable_cores
 from zenspeed.optim import lr_factor, plan_optimizers
 from zenspeed.parallel.mesh import World, build_mesh, world
 from zenspeed.parallel.zero import ZeroOptions
 from zenspeed.recipe import Recipe
+from zenspeed.resolve import resolve
 from zenspeed.runlog import RunLog, plot_loss
 from zenspeed.tasks.base import Place, Task
 from zenspeed.tasks.models import adopt_pretrained, load_report
 from zenspeed.tasks.open import open_task
 
-MICRO_BATCH_TOKENS = 8192
-DEFAULT_MINUTES = 2.0
 WRAP_UP_SECONDS = 2.0  # checkpoint, curve, report and samples at the end of a run with a time limit
 MAX_SKIPPED = 20  # updates in a row without finite gradients, after which a run is stopped
 
@@ -120,9 +119,6 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) 
     model = task.build_model(recipe.run.seed, pretrained=checkpoint is None).to(here.device)
     if (weights := load_report(model)) is not None:
         display.say(f"weights of {recipe.model.huggingface or recipe.model.from_run}: {weights}")
-    if recipe.train.compile:
-        for block in model.get_submodule("blocks").children():
-            block.compile(dynamic=False)
     mesh = build_mesh(here, recipe.parallel.shard_ranks)
     engine = Engine(
         model,
@@ -131,7 +127,12 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) 
         ZeroOptions(stage=recipe.parallel.zero),
         compute_dtype=compute_dtype,
         clip=recipe.train.clip,
+        lanes=recipe.train.lanes or 1,
     )
+    if recipe.train.compile:
+        for lane in engine.lanes.modules:
+            for block in lane.get_submodule("blocks").children():
+                block.compile(dynamic=False)
     counters = Counters()
     log = RunLog(
         folder, enabled=here.rank == 0, tensorboard=recipe.log.tensorboard, resumed_step=checkpoint.step if checkpoint else None
@@ -149,48 +150,11 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) 
         f"context {recipe.model.context}, vocabulary {task.tokenizer.vocab_size:,}"
     )
     display.say(
-        f"run: {folder} · {here.size} × {torch.get_num_threads()} threads on {here.device.type} · {precision}, "
+        f"run: {folder} · {here.size} × {torch.get_num_threads()} threads in {recipe.train.lanes} lanes on "
+        f"{here.device.type} · {precision}, "
         f"peak {float(peak) / 1e9:,.0f} GFLOP/s · {recipe.train.batch_size * task.tokens_per_sample:,.0f} tokens an update"
     )
     return Run(recipe, folder, here, display, task, model, engine, checkpointer, log, counters, float(peak))
-
-
-def resolve(recipe: Recipe, here: World) -> Recipe:
-    """The recipe with every open choice made: folder, length, micro-batch, precision. Shows the arithmetic where it fails."""
-    data = recipe.model_dump(mode="json")
-    train, run = data["train"], data["run"]
-    if run["name"] is None:
-        stem = Path(recipe.data.source).stem.strip("*") or "run"
-        run["name"] = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}" if run["folder"] is None else Path(run["folder"]).name
-    run["folder"] = run["folder"] or str(Path("runs") / run["name"])
-    if train["steps"] is None and train["minutes"] is None and train["epochs"] is None:
-        train["minutes"] = DEFAULT_MINUTES
-    batch, ranks = recipe.train.batch_size, here.size
-    if batch % ranks:
-        raise InputError(
-            f"train.batch_size: {batch} sequences cannot be shared by {ranks} ranks: {batch} / {ranks} = {batch / ranks:.2f}; "
-            f"take {max(1, round(batch / ranks)) * ranks}"
-        )
-    share, micro = batch // ranks, recipe.train.micro_batch_size
-    if micro is None:
-        fits = max(1, MICRO_BATCH_TOKENS // recipe.model.context)
-        micro = max(d for d in range(1, share + 1) if share % d == 0 and d <= fits)
-    if share % micro:
-        raise InputError(
-            f"train.micro_batch_size: batch_size = micro_batch_size × accumulation × ranks has no whole solution: "
-            f"{batch} = {micro} × {batch / (micro * ranks):.2f} × {ranks}; take a micro_batch_size that divides {share}"
-        )
-    train["micro_batch_size"] = micro
-    if train["precision"] == "auto":
-        train["precision"] = _agree(pick_precision(here.device)[0])
-    return validate(Recipe, data)
-
-
-def _agree(precision: str) -> str:
-    """Rank 0's measurement decides for all."""
-    choice = torch.tensor(int(precision == "bf16"))
-    dist.broadcast(choice, src=0)
-    return "bf16" if choice.item() else "fp32"
 
 
 def _local_ranks(here: World) -> int:

@@ -1,0 +1,84 @@
+"""What a recipe leaves open is decided here, once, before anything is built: the run's recipe then holds every choice."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from zenspeed.config import validate
+from zenspeed.errors import InputError
+from zenspeed.machine import pick_precision
+from zenspeed.parallel.mesh import World
+from zenspeed.recipe import Recipe
+
+MICRO_BATCH_TOKENS = 8192
+DEFAULT_MINUTES = 2.0
+MAX_LANES = 8  # each but the first costs a gradient of the whole model
+
+
+def resolve(recipe: Recipe, here: World) -> Recipe:
+    """The recipe with folder, length, lanes, micro-batch and precision decided. Shows the arithmetic where it fails."""
+    data = recipe.model_dump(mode="json")
+    train, run = data["train"], data["run"]
+    if run["name"] is None:
+        stem = Path(recipe.data.source).stem.strip("*") or "run"
+        run["name"] = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}" if run["folder"] is None else Path(run["folder"]).name
+    run["folder"] = run["folder"] or str(Path("runs") / run["name"])
+    if train["steps"] is None and train["minutes"] is None and train["epochs"] is None:
+        train["minutes"] = DEFAULT_MINUTES
+    batch, ranks = recipe.train.batch_size, here.size
+    if batch % ranks:
+        raise InputError(
+            f"train.batch_size: {batch} sequences cannot be shared by {ranks} ranks: {batch} / {ranks} = {batch / ranks:.2f}; "
+            f"take {max(1, round(batch / ranks)) * ranks}"
+        )
+    share, micro = batch // ranks, recipe.train.micro_batch_size
+    if micro is not None and share % micro:
+        raise InputError(
+            f"train.micro_batch_size: batch_size = micro_batch_size × accumulation × ranks has no whole solution: "
+            f"{batch} = {micro} × {batch / (micro * ranks):.2f} × {ranks}; take a micro_batch_size that divides {share}"
+        )
+    lanes = train["lanes"] = _pick_lanes(recipe, here, share)
+    if micro is None:
+        fits = max(1, MICRO_BATCH_TOKENS // recipe.model.context)
+        micro = max(d for d in range(1, share + 1) if (share // lanes) % d == 0 and d <= fits)
+    train["micro_batch_size"] = micro
+    if train["precision"] == "auto":
+        train["precision"] = _agree(pick_precision(here.device)[0])
+    return validate(Recipe, data)
+
+
+def _pick_lanes(recipe: Recipe, here: World, share: int) -> int:
+    """As many lanes as threads, where lanes can be and the micro-batches can be shared evenly; or what was asked for."""
+    obstacle = _why_one_lane(recipe, here)
+    if recipe.train.lanes is not None:
+        if recipe.train.lanes > 1 and obstacle:
+            raise InputError(f"train.lanes: {recipe.train.lanes} lanes cannot be: {obstacle}; take 1")
+        return recipe.train.lanes
+    micro_batches = share // (recipe.train.micro_batch_size or 1)
+    most = 1 if obstacle else min(torch.get_num_threads(), MAX_LANES)
+    return max(n for n in range(1, most + 1) if micro_batches % n == 0)
+
+
+def _why_one_lane(recipe: Recipe, here: World) -> str | None:
+    if here.device.type != "cpu":
+        return f"they are for CPUs, and this run is on {here.device.type}"
+    if here.size > 1:
+        return f"the run has {here.size} processes already"
+    if recipe.model.architecture == "transformers":
+        return "a model of transformers may draw random numbers"
+    if recipe.model.dropout or recipe.model.ngram_dropout:
+        return "dropout draws from one generator for all threads"
+    if recipe.parallel.zero > 1:
+        return f"parallel.zero={recipe.parallel.zero} does not keep whole gradients"
+    return None
+
+
+def _agree(precision: str) -> str:
+    """Rank 0's measurement decides for all."""
+    choice = torch.tensor(int(precision == "bf16"))
+    dist.broadcast(choice, src=0)
+    return "bf16" if choice.item() else "fp32"
