@@ -56,7 +56,7 @@ class _GeluTanh(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        s = x.square().mul_(_B).add_(_A).mul_(x).sigmoid_()
+        s = _cubic(x, _B).mul_(x).sigmoid_()
         ctx.save_for_backward(x, s)
         return x * s
 
@@ -65,5 +65,11 @@ class _GeluTanh(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """s + x s (1 − s) (A + 3 B x²)"""
         x, s = ctx.saved_tensors
-        slope = x.square().mul_(3 * _B).add_(_A).mul_(x)
+        slope = _cubic(x, 3 * _B).mul_(x)
         return torch.ops.aten.sigmoid_backward(slope, s).add_(s).mul_(grad)
+
+
+def _cubic(x: Tensor, b: float) -> Tensor:
+    """A + b x², in two passes."""
+    squares = x.square()
+    return torch.add(x.new_tensor(_A), squares, alpha=b, out=squares)

@@ -108,8 +108,10 @@ def _softmax_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     wide, index = torch.promote_types(logits.dtype, torch.float32), targets[:, None]
     probabilities = logits.softmax(dim=1)
     p = probabilities.gather(1, index)  # (n, 1)
-    others = probabilities.scatter_(1, index, 0).sum(dim=1, keepdim=True)
-    probabilities.scatter_(1, index, -others)
+    # By flat places: `scatter_` copies the whole matrix before it writes one number a row.
+    places = targets + torch.arange(0, logits.numel(), logits.shape[1], device=targets.device)
+    others = probabilities.put_(places, torch.zeros_like(p)).sum(dim=1, keepdim=True)
+    probabilities.put_(places, -others)
     losses = torch.where(others < 0.5, -torch.log1p(-others.to(wide)), -p.to(wide).log()).squeeze(1)
     lost = p.squeeze(1) < 1e-30  # about to underflow: a loss above 69 nats
     if lost.any():
