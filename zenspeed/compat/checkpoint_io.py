@@ -49,6 +49,8 @@ class CheckpointCalls:
     micro_steps: int
 
     gathered: Callable[[], AbstractContextManager[None]]
+    meeting_place: str
+    """A name of this engine that all ranks know, so that engines of one process do not take each other's answers."""
 
     checkpoint_wait_seconds = 300.0
     """How long saving waits for the other ranks."""
@@ -265,7 +267,7 @@ class CheckpointCalls:
         """The values of all ranks; a rank that does not come in time is named."""
         count = self.__dict__["_meetings"] = self.__dict__.get("_meetings", 0) + 1
         store = dist.distributed_c10d._get_default_store()
-        key = f"zenspeed/{subject}/{count}"
+        key = f"zenspeed/{self.meeting_place}/{subject}/{count}"
         store.set(f"{key}/{self.global_rank}", value)
         missing = []
         wait = self.checkpoint_wait_seconds

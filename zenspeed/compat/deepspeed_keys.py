@@ -508,6 +508,8 @@ class DeepSpeedKeys(Config):
     """monitor"""
     mlflow: MLflow = MLflow()
     """monitor; DeepSpeed has none of it"""
+    fast_kernels: Bool = True
+    """bf16 on a CPU: attention and tanh-GELU of the module by faster formulas; DeepSpeed has none of it"""
     dataloader_drop_last: Bool = False
     """drop the last batch that is not full, of the engine's loader"""
     data_parallel_size: Positive | None = None

@@ -10,6 +10,7 @@ division is made as gradients arrive at the parameters, and the loss scale of fp
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from zenspeed.compat import build, diagnose, zero
+from zenspeed.compat import build, diagnose, kernels, zero
 from zenspeed.compat.checkpoint_io import CheckpointCalls
 from zenspeed.compat.observe import Observer
 from zenspeed.compat.optimizer import EngineOptimizer
@@ -65,6 +66,7 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
         self.lr_scheduler: Any = None
         self.precision = build.precision(config)
         build.cast(module, self.precision.parameters, world.device)
+        self._fast_kernels = kernels.FastKernels()
         self.module = module
         self._start_core(plans(module), mesh_param)
         self.optimizer = EngineOptimizer(self, self.core.optimizers) if self.core.optimizers else None
@@ -92,6 +94,9 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
             scaler=self.precision.scaler,
         )
         object.__setattr__(self, "core", core)
+        name = [secrets.token_hex(8)]
+        dist.broadcast_object_list(name)
+        self.meeting_place = name[0]
         homes = {p: core.zero.bucket_of(p) for p in self.module.parameters()}
         for number, (p, home) in enumerate(homes.items()):
             if home is None:  # no optimizer has it, so no bucket made it equal on all ranks
@@ -123,8 +128,13 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
         return output
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        with self._autocast():
+        with self._autocast(), self._kernels():
             return self.module(*args, **kwargs)
+
+    def _kernels(self) -> AbstractContextManager[Any]:
+        wanted = self._config.fast_kernels and not self._observer.counts_flops
+        precision = self.precision.autocast or self.precision.parameters
+        return self._fast_kernels if wanted and kernels.apply_here(self.module, precision, self.device) else nullcontext()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision.autocast is not None:

@@ -46,6 +46,11 @@ class Observer:
     def time(self, name: str) -> AbstractContextManager[None]:
         return self.timers.time(name) if self._timed else nullcontext()
 
+    @property
+    def counts_flops(self) -> bool:
+        """A profile is under way: it counts torch's own operations."""
+        return self.profiler is not None and self.profiler.started
+
     # FLOPs ------------------------------------------------------------------------------------------------------------
 
     def before_forward(self) -> None:
