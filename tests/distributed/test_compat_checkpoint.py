@@ -84,6 +84,7 @@ def test_wrong_use_is_named(tmp_path: Path) -> None:
 def only_rank_0(folder: Path) -> str:
     import torch.distributed as dist
 
+    start(2).save_checkpoint(folder, tag="by-another-engine")  # whose answers must not be taken for this one's
     engine = start(2)
     engine.checkpoint_wait_seconds = 1.0
     if dist.get_rank() == 0:

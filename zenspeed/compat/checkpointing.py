@@ -1,6 +1,6 @@
 """Activation checkpointing: forward keeps only inputs, backward runs the function again (Chen et al. 2016, arXiv 1604.06174).
 
-torch's non-reentrant implementation, on any device. Settings that place saved activations elsewhere are refused by name.
+torch's non-reentrant implementation, on any device. What is kept, the inputs, lies on the device or, if asked for, on the host.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint as _checkpoint
 
-from zenspeed.config import InputError
+from zenspeed.compat import deepspeed_config as deepspeed_config_module
 
 _configured = False
+_on_host = False
 
 
 def configure(
@@ -25,21 +27,21 @@ def configure(
     synchronize: bool | None = None,
     profile: bool | None = None,
 ) -> None:
-    """Takes the settings. Those that need model-parallel ranks or another memory are refused.
+    """Takes the settings; an argument comes before the config's section activation_checkpointing.
 
-    Raises:
-        InputError: `partition_activations`, `contiguous_checkpointing` or `checkpoint_in_cpu` is set.
+    Args:
+        deepspeed_config: a dict or the path of a file.
+        checkpoint_in_cpu: keep the inputs on the host until backward.
+
+    The others have no effect, for the reasons that docs/deepspeed.md gives for their keys.
     """
-    refused = {
-        "partition_activations": partition_activations,
-        "contiguous_checkpointing": contiguous_checkpointing,
-        "checkpoint_in_cpu": checkpoint_in_cpu,
-    }
-    for name, value in refused.items():
-        if value:
-            raise InputError(f"checkpointing.configure: {name}=True is not built; leave it out, recomputation itself works")
-    global _configured
+    global _configured, _on_host
     _configured = True
+    if deepspeed_config is not None:
+        settings = deepspeed_config_module.load(deepspeed_config, world_size=1, batch_required=False)
+        _on_host = settings.activation_checkpointing.cpu_checkpointing
+    if checkpoint_in_cpu is not None:
+        _on_host = checkpoint_in_cpu
 
 
 def is_configured() -> bool:
@@ -52,7 +54,10 @@ def reset() -> None:
 
 def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """`function(*args, **kwargs)`, whose activations are computed again in backward; random numbers come out the same."""
-    return _checkpoint(function, *args, use_reentrant=False, **kwargs)
+    if not _on_host:
+        return _checkpoint(function, *args, use_reentrant=False, **kwargs)
+    with save_on_cpu():
+        return _checkpoint(function, *args, use_reentrant=False, **kwargs)
 
 
 non_reentrant_checkpoint = checkpoint

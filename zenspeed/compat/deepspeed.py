@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from zenspeed.compat import deepspeed_config
+from zenspeed.compat import checkpointing, deepspeed_config
 from zenspeed.compat.data import make_dataloader
 from zenspeed.compat.engine import DeepSpeedEngine
 from zenspeed.compat.optimizer import plan_client, plan_named
+from zenspeed.compat.utils import mark_leaf_modules
 from zenspeed.config import InputError
 from zenspeed.machine import keep_memory
 from zenspeed.optim import OptimizerPlan
@@ -110,7 +111,9 @@ def initialize(
     world = start_world()
     given = _pick_config(args, config if config is not None else config_params)
     settings = deepspeed_config.load(given, args=args, world_size=world.size)
-    _refuse_unbuilt(settings)
+    mark_leaf_modules(model, settings.zero_optimization.leaf_module)
+    if settings.activation_checkpointing.cpu_checkpointing:
+        checkpointing.configure(checkpoint_in_cpu=True)
 
     def plans(module: nn.Module) -> list[OptimizerPlan]:
         return _plans(module, optimizer, model_parameters, settings)
@@ -122,18 +125,6 @@ def initialize(
         engine.collate_fn = collate_fn
         engine.training_dataloader = make_dataloader(engine, training_data, collate_fn=collate_fn)
     return engine, engine.optimizer, engine.training_dataloader, engine.lr_scheduler
-
-
-def _refuse_unbuilt(settings: Any) -> None:
-    """What the config may switch on by name but the engine does not do yet."""
-    sections = {
-        "activation_checkpointing": ("partition_activations", "contiguous_memory_optimization", "cpu_checkpointing", "profile"),
-        "zero_optimization": ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights"),
-    }
-    for section, keys in sections.items():
-        for key in keys:
-            if getattr(getattr(settings, section, None), key, False):
-                raise InputError(f"{section}.{key} true: not built yet; set it to false or leave it out")
 
 
 def _pick_config(args: Any, config: Any) -> Any:

@@ -122,15 +122,12 @@ class OffloadOptimizer(Config):
     """share of cores for SuperOffload"""
 
 
-_BLOCKS = "stage 3 gathers the outermost repeated blocks, whatever is inside them"
-
-
 class LeafModule(Config):
-    classes: Annotated[list[Text], NoEffect(_BLOCKS)] = Field([])
+    classes: list[Text] = Field([])
     """class names of modules gathered as one at stage 3"""
-    names: Annotated[list[Text], NoEffect(_BLOCKS)] = Field([])
+    names: list[Text] = Field([])
     """names of such modules"""
-    name_suffixes: Annotated[list[Text], NoEffect(_BLOCKS)] = Field([])
+    name_suffixes: list[Text] = Field([])
     """endings of such names"""
 
 
@@ -337,10 +334,8 @@ _NO_MODEL_RANKS = "activations are not split: there are no tensor-parallel ranks
 
 
 class ActivationCheckpointing(Config):
-    cpu_checkpointing: Annotated[
-        Any, Refused("saved activations stay where they are; leave it out, recomputation itself works")
-    ] = False
-    """move saved activations to the host"""
+    cpu_checkpointing: Bool = False
+    """keep the inputs of checkpointed functions on the host until backward"""
     partition_activations: Annotated[Bool, NoEffect(_NO_MODEL_RANKS)] = False
     """split saved activations over model-parallel ranks"""
     number_checkpoints: Annotated[Int | None, NoEffect("memory is not laid out in advance")] = None

@@ -13,9 +13,12 @@ from zenspeed.parallel.zero import ZeroModule, _tensors
 
 
 class Finding(NamedTuple):
-    """One rank's first value that is not finite. Finds of a smaller `order` come first: losses, then gradients."""
+    """One rank's first value that is not finite."""
 
     order: int
+    """0 an output of a module, 1 a loss, 2 a gradient."""
+    place: int
+    """Which of one order came first: the micro-batch, or how far backward had come."""
     rank: int
     text: str
 
@@ -24,29 +27,30 @@ def diagnose(
     module: nn.Module,
     zero: ZeroModule,
     calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
-    bad_losses: Sequence[tuple[int, float]],
+    bad_losses: Sequence[tuple[int, float]] | None,
     forward: Callable[..., Any],
 ) -> str:
     """What was found first, over all ranks; every rank calls this together and gets the same sentence.
 
     Args:
         calls: arguments of the forward calls since the last update, tensors detached.
-        bad_losses: (number of the call, value) of the losses that were not finite.
+        bad_losses: (number of the call, value) of the losses that were not finite; None: the losses are not known.
         forward: the module's forward as the engine calls it.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
     # Every rank runs the same number of forward passes: at stage 3 they gather weights together.
     wanted: list[Any] = [None] * ranks
-    dist.all_gather_object(wanted, bad_losses[0][0] if bad_losses else None)
+    doubtful = range(len(calls)) if bad_losses is None else [index for index, _ in bad_losses[:1]]
+    dist.all_gather_object(wanted, list(doubtful))
     found: list[Finding] = []
     if bad_losses:
-        found.append(Finding(1, rank, f"the loss of micro-batch {bad_losses[0][0]} is {bad_losses[0][1]}"))
-    asked = {index for index in wanted if index is not None}
-    for index in sorted(asked):
+        index, value = bad_losses[0]
+        found.append(Finding(1, index, rank, f"the loss of micro-batch {index} is {value}"))
+    for index in sorted({index for indexes in wanted for index in indexes}):
         if index < len(calls) and (text := _first_bad_output(module, calls[index], forward)):
-            found.append(Finding(0, rank, f"{text} in micro-batch {index}"))
-    if text := _first_bad_gradient(module, zero):
-        found.append(Finding(2, rank, text))
+            found.append(Finding(0, index, rank, f"{text} in micro-batch {index}"))
+    if gradient := _first_bad_gradient(module, zero):
+        found.append(Finding(2, gradient[0], rank, gradient[1]))
     everywhere: list[list[Finding]] = [[] for _ in range(ranks)]
     dist.all_gather_object(everywhere, found)
     firsts = sorted(f for one in everywhere for f in one)
@@ -82,8 +86,11 @@ def _first_bad_output(
     return found[0] if found else None
 
 
-def _first_bad_gradient(module: nn.Module, zero: ZeroModule) -> str | None:
-    """The first parameter, in the order of the module, with a gradient that is not finite in this rank's slices."""
+def _first_bad_gradient(module: nn.Module, zero: ZeroModule) -> tuple[int, str] | None:
+    """The parameter whose gradient was the first not to be finite, among this rank's slices, and how many come before it.
+
+    Backward goes from the last module to the first, so it is the last one in the order of the module.
+    """
     bad: dict[str, float] = {}
     for bucket in zero.trainable:
         if bucket.grad_slice is None:
@@ -92,11 +99,11 @@ def _first_bad_gradient(module: nn.Module, zero: ZeroModule) -> str | None:
             part = bucket.grad_slice[piece.offset : piece.offset + piece.stop - piece.start]
             if (value := bad_value(part)) is not None:
                 bad[piece.name] = value
-    for name, _ in module.named_parameters():
+    for place, (name, _) in enumerate(reversed(list(module.named_parameters()))):
         if name in bad:
             owner = module.get_submodule(name.rpartition(".")[0])
             where = name.rpartition(".")[0] or "the model itself"
-            return f"the gradient of parameter {name} of module {where} ({type(owner).__name__}) has {bad[name]}"
+            return place, f"the gradient of parameter {name} of module {where} ({type(owner).__name__}) has {bad[name]}"
     return None
 
 

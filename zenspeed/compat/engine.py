@@ -241,7 +241,8 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
 
     def _explain_overflow(self) -> None:
         losses = [(index, float(value)) for index, value in self._losses if not bool(torch.isfinite(value))]
-        found = diagnose.diagnose(self.module, self.core.zero, self._calls, losses, self._run)
+        known = bool(self._losses)  # not where the loop calls loss.backward() itself
+        found = diagnose.diagnose(self.module, self.core.zero, self._calls, losses if known else None, self._run)
         self.last_overflow = (
             f"step {self.global_steps + 1} (micro-batch {self.micro_steps + 1}, loss scale {self.core.scaler.scale:g}): "
             f"the update is blocked, the weights stay: {found}"
@@ -291,7 +292,10 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
         except AttributeError:
             if name.startswith("_") or "_modules" not in self.__dict__ or "module" not in self.__dict__["_modules"]:
                 raise
-            return getattr(self.__dict__["_modules"]["module"], name)
+            module = self.__dict__["_modules"]["module"]
+            if not hasattr(module, name):
+                raise AttributeError(f"neither the engine nor its module, {type(module).__name__}, has {name!r}") from None
+            return getattr(module, name)
 
 
 def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -6,6 +6,7 @@ fp32 masters, so a scheduler that was built on it goes on writing its rates wher
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,13 @@ ELEMENTWISE = {
     "Adam", "AdamW", "SGD", "Adagrad", "Adamax", "RMSprop", "Adadelta", "NAdam", "RAdam", "ASGD", "Rprop", "Lion",
     "FusedAdam", "DeepSpeedCPUAdam", "FusedLion", "DeepSpeedCPULion", "DeepSpeedCPUAdagrad",
 }  # fmt: skip
+_COMPRESSED = (
+    "it changes the result to send less, and here every layout gives what one process gives; use Adam or Lamb with "
+    "communication_data_type: bf16, which halves the traffic"
+)
 REFUSED = {
     "LBFGS": "it calls the model several times a step", "SparseAdam": "gradients are dense here",
-    "OneBitAdam": "compressed communication is not built", "OneBitLamb": "compressed communication is not built",
-    "ZeroOneAdam": "compressed communication is not built", "MuAdam": "it needs the package mup",
+    "OneBitAdam": _COMPRESSED, "OneBitLamb": _COMPRESSED, "ZeroOneAdam": _COMPRESSED, "MuAdam": "it needs the package mup",
     "MuAdamW": "it needs the package mup", "MuSGD": "it needs the package mup",
 }  # fmt: skip
 NAMED = {"adam": "Adam", "adamw": "AdamW", "adagrad": "Adagrad", "lamb": "Lamb", "lion": "Lion", "muon": "Muon", "sgd": "SGD"}
@@ -95,6 +99,12 @@ def _construct(kind: str, name: str, groups: list[dict[str, Any]], params: dict[
     try:
         return constructor(groups, **params)
     except (TypeError, ValueError) as error:
+        known = list(inspect.signature(constructor).parameters)[1:]
+        for key in params:
+            if key not in known:
+                raise InputError(
+                    f"optimizer.params.{key}: {kind} has no such argument{nearest(key, known)} (it has {', '.join(known)})"
+                ) from None
         raise InputError(f"optimizer.params: {kind} does not take them: {error}") from None
 
 

@@ -6,7 +6,7 @@ The `safe_*` calls gather over ranks: all ranks call them together, with the sam
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zenspeed.compat.data import RepeatingLoader
 from zenspeed.compat.zero import find_engine, whole
-from zenspeed.config import InputError
+from zenspeed.config import InputError, nearest
 from zenspeed.parallel.zero import Bucket, Slot
 
 __all__ = [
@@ -36,6 +36,8 @@ __all__ = [
     "safe_set_local_optimizer_state",
     "set_z3_leaf_module",
     "set_z3_leaf_modules",
+    "set_z3_leaf_modules_by_name",
+    "set_z3_leaf_modules_by_suffix",
     "unset_z3_leaf_modules",
     "z3_leaf_module",
 ]  # fmt: skip
@@ -213,6 +215,41 @@ def set_z3_leaf_modules(
 ) -> list[nn.Module]:
     """Modules of these classes (types or names) are gathered as one at stage 3; call it before `initialize`."""
     return _mark(model, leaf_module_classes, True, raise_if_not_found)
+
+
+def set_z3_leaf_modules_by_name(
+    model: nn.Module, module_names: Sequence[str], raise_if_not_found: bool = True
+) -> tuple[list[nn.Module], list[str]]:
+    """Modules of these names in `model` are gathered as one at stage 3; gives them, and the names that are not there."""
+    return _mark_where(model, module_names, lambda name, wanted: name == wanted, raise_if_not_found)
+
+
+def set_z3_leaf_modules_by_suffix(
+    model: nn.Module, module_name_suffixes: Sequence[str], raise_if_not_found: bool = True
+) -> tuple[list[nn.Module], list[str]]:
+    """Modules whose names end so are gathered as one at stage 3; gives them, and the endings that no name has."""
+    return _mark_where(model, module_name_suffixes, str.endswith, raise_if_not_found)
+
+
+def mark_leaf_modules(model: nn.Module, settings: Any) -> None:
+    """What the config's section zero_optimization.leaf_module names."""
+    if settings.classes:
+        set_z3_leaf_modules(model, settings.classes)
+    set_z3_leaf_modules_by_name(model, settings.names)
+    set_z3_leaf_modules_by_suffix(model, settings.name_suffixes)
+
+
+def _mark_where(
+    model: nn.Module, wanted: Sequence[str], fits: Callable[[str, str], bool], must: bool
+) -> tuple[list[nn.Module], list[str]]:
+    named = dict(model.named_modules())
+    found = [m for name, m in named.items() if name and any(fits(name, w) for w in wanted)]
+    missing = [w for w in wanted if not any(fits(name, w) for name in named if name)]
+    if missing and must:
+        raise InputError(f"leaf modules: the model has no module {missing[0]!r}{nearest(missing[0], named)}")
+    for m in found:
+        set_z3_leaf_module(m, True)
+    return found, missing
 
 
 def unset_z3_leaf_modules(
