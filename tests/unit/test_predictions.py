@@ -12,11 +12,12 @@ from scipy.stats import binomtest
 from sklearn import metrics
 
 from zenspeed.errors import InputError
-from zenspeed.evaluate.classify import Undefined, confusion, label_figures, roc_area, wilson
+from zenspeed.evaluate.classify import confusion, label_figures
 from zenspeed.evaluate.compare import compare_files, holm, mcnemar
-from zenspeed.evaluate.interval import Figure
+from zenspeed.evaluate.curves import roc_area
+from zenspeed.evaluate.interval import Figure, Undefined, wilson
 from zenspeed.evaluate.predictions import read_predictions
-from zenspeed.evaluate.score import lines_of, score_file
+from zenspeed.evaluate.score import Options, lines_of, score_file
 from zenspeed.evaluate.written import token_f1, written_figures
 
 
@@ -35,7 +36,9 @@ def test_figures_equal_scikit_learn() -> None:
     expected = {
         "accuracy": metrics.accuracy_score(true, said),
         "balanced_accuracy": metrics.balanced_accuracy_score(true, said),
+        "precision_macro": metrics.precision_score(true, said, average="macro"),
         "f1_macro": metrics.f1_score(true, said, average="macro"),
+        "f1_weighted": metrics.f1_score(true, said, average="weighted"),
         "mcc": metrics.matthews_corrcoef(true, said),
     }
     for i, label in enumerate("abc"):
@@ -109,7 +112,7 @@ def test_a_file_is_scored_by_slice(tmp_path: Path) -> None:
     rows = [
         {"label": i % 2, "scores": {"0": 0.4, "1": 0.6 if i % 3 else 0.1}, "lang": "zh" if i < 20 else "en"} for i in range(50)
     ]
-    found = json.loads(json.dumps(score_file(write(tmp_path / "p.jsonl", rows), ["lang"])))
+    found = json.loads(json.dumps(score_file(write(tmp_path / "p.jsonl", rows), Options(slices=["lang"]))))
     assert (found["schema"], found["version"], found["n"]) == ("zenspeed.evaluation", 1, 50)
     accuracy = {f["value_of_slice"]: (f["value"], f["n"]) for f in found["figures"] if f["name"] == "accuracy"}
     right = [(i % 2) == int(i % 3 > 0) for i in range(50)]

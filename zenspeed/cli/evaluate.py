@@ -26,9 +26,9 @@ def evaluate(
     if (run is None) == (predictions is None):
         raise InputError("evaluate: give a run's folder, or --predictions FILE; one of them")
     if predictions is not None:
-        from zenspeed.evaluate.score import lines_of, score_file
+        from zenspeed.evaluate.score import Options, lines_of, score_file
 
-        found = score_file(predictions, slices or [])
+        found = score_file(predictions, Options(slices=slices or []))
         print("\n".join(lines_of(found)))
         write_json(json_path, found)
         return

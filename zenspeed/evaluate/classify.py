@@ -1,34 +1,33 @@
 """Figures of classification from the confusion matrix; equal to scikit-learn's, with intervals.
 
-Drawing n rows with replacement draws the cells of the confusion matrix from a multinomial, so that a bootstrap costs the same
-for a thousand rows and for a million.
+Drawing n rows with replacement draws the cells of the confusion matrix from a multinomial, and every figure here follows from
+three numbers a label (found, true, predicted), so a bootstrap costs the same for a thousand rows and for a million.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zenspeed.evaluate.interval import RESAMPLES, SEED, Figure
+from zenspeed.evaluate.interval import (
+    RESAMPLES,
+    SEED,
+    Array,
+    Figure,
+    Figures,
+    Measure,
+    Undefined,
+    interval_of,
+    mean_measure,
+    wilson,
+)
 
-Array = NDArray[np.float64]
 _CHUNK_CELLS = 4_000_000
-
-
-class Undefined(NamedTuple):
-    """A figure that these data do not define, and why."""
-
-    n: int
-    definition: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"not defined: {self.reason}"
+_MOST_CELLS = 10_000_000  # rows × labels, above which only accuracy is compared
 
 
 class Confusion(NamedTuple):
@@ -48,25 +47,29 @@ def confusion(labels: Sequence[Any], predictions: Sequence[Any]) -> Confusion:
     return Confusion(names, np.bincount(true * k + predicted, minlength=k * k).reshape(k, k))
 
 
-def wilson(successes: int, n: int, definition: str) -> Figure | Undefined:
-    """A proportion with Wilson's score interval (Wilson 1927)."""
-    if n == 0:
-        return Undefined(0, definition, "no rows to count")
-    z, p = 1.959963984540054, successes / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Figure(p, max(0.0, middle - half), min(1.0, middle + half), n, definition)
+class Margins(NamedTuple):
+    """What the figures are functions of, (R, K) each: rows of a label that are found, have it, are given it."""
+
+    hits: Array
+    true: Array
+    predicted: Array
 
 
-def label_figures(matrix: Confusion) -> dict[str, Figure | Undefined]:
-    """Accuracy, balanced accuracy, macro F1, MCC; precision, recall and F1 of each label."""
+def label_figures(matrix: Confusion) -> Figures:
+    """Accuracy, balanced accuracy, F1 (macro, weighted), MCC; precision, recall and F1 of each label."""
     counts, n = matrix.counts, int(matrix.counts.sum())
     hits, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
-    figures: dict[str, Figure | Undefined] = {
-        "accuracy": wilson(int(hits.sum()), n, "share of rows whose prediction is the label; equals micro F1")
-    }
-    for name, (function, definition) in _OVERALL.items():
-        figures[name] = _bootstrap(counts, function, definition)
+    whole = Margins(*(x[None].astype(np.float64) for x in (hits, true, predicted)))
+    drawn = _resampled(counts)
+    figures: Figures = {"accuracy": wilson(int(hits.sum()), n, "share of rows whose prediction is the label; equals micro F1")}
+    several = np.count_nonzero(true) > 1
+    for name, (function, definition, needs_two) in _OVERALL.items():
+        if needs_two and not several:
+            figures[name] = Undefined(n, definition, "only one label occurs")
+        else:
+            figures[name] = _figure(whole, drawn, function, n, definition)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f1, f1_drawn = _f1(whole)[0], _f1(drawn)
     for i, label in enumerate(matrix.labels):
         figures[f"precision[{label}]"] = _share(
             hits[i], predicted[i], f"share of rows predicted {label!r} that are", f"{label!r} is never predicted"
@@ -74,29 +77,62 @@ def label_figures(matrix: Confusion) -> dict[str, Figure | Undefined]:
         figures[f"recall[{label}]"] = _share(
             hits[i], true[i], f"share of rows labelled {label!r} that are found", f"no row is labelled {label!r}"
         )
-        figures[f"f1[{label}]"] = _bootstrap(counts, partial(_f1_of, i), f"harmonic mean of precision and recall of {label!r}")
+        definition = f"harmonic mean of precision and recall of {label!r}"
+        figures[f"f1[{label}]"] = _with_interval(float(f1[i]), f1_drawn[:, i], n, definition)
     return figures
 
 
-def _f1_of(index: int, counts: Array) -> Array:
-    return _f1(counts)[:, index]
+def label_measures(labels: Sequence[Any], predictions: Sequence[Any], names: Sequence[Any] | None = None) -> dict[str, Measure]:
+    """Accuracy, and where the labels are few, balanced accuracy, macro F1 and MCC, as functions of sums over rows.
+
+    Args:
+        names: all labels, so that two systems are counted alike; None: those that occur here.
+    """
+    names = sorted(set(labels) | set(predictions)) if names is None else names
+    number = {name: i for i, name in enumerate(names)}
+    n, k = len(labels), len(names)
+    true, predicted = (np.fromiter((number[x] for x in column), np.int64, n) for column in (labels, predictions))
+    hit = true == predicted
+    found = {"accuracy": mean_measure(hit.astype(np.float64), "share of rows whose prediction is the label")}
+    if n * k > _MOST_CELLS:
+        return found
+    statistics, rows = np.zeros((n, 3 * k)), np.arange(n)
+    statistics[rows[hit], true[hit]] = 1
+    statistics[rows, k + true] = 1
+    statistics[rows, 2 * k + predicted] = 1
+    for name in ("balanced_accuracy", "f1_macro", "mcc"):
+        function, definition, _ = _OVERALL[name]
+        found[name] = Measure(statistics, _of_margins(function), definition)
+    return found
+
+
+def _of_margins(function: Callable[[Margins], Array]) -> Callable[[Array], Array]:
+    return lambda sums: function(Margins(*np.split(sums, 3, 1)))
 
 
 def _share(part: int, whole: int, definition: str, reason: str) -> Figure | Undefined:
     return wilson(int(part), int(whole), definition) if whole else Undefined(0, definition, reason)
 
 
-def _f1(c: Array) -> Array:
-    """(R, K, K) → (R, K); NaN for a label that is neither true nor predicted."""
-    return 2 * np.diagonal(c, axis1=1, axis2=2) / (c.sum(1) + c.sum(2))
+def _f1(m: Margins) -> Array:
+    """(R, K); NaN for a label that is neither true nor predicted."""
+    return 2 * m.hits / (m.true + m.predicted)
 
 
-def _macro_f1(c: Array) -> Array:
-    return _mean_of_present(_f1(c))
+def _macro_f1(m: Margins) -> Array:
+    return _mean_of_present(_f1(m))
 
 
-def _balanced(c: Array) -> Array:
-    return _mean_of_present(np.diagonal(c, axis1=1, axis2=2) / c.sum(2))
+def _weighted_f1(m: Margins) -> Array:
+    return (np.nan_to_num(_f1(m)) * m.true).sum(1) / m.true.sum(1)
+
+
+def _macro_precision(m: Margins) -> Array:
+    return _mean_of_present(m.hits / m.predicted)
+
+
+def _balanced(m: Margins) -> Array:
+    return _mean_of_present(m.hits / m.true)
 
 
 def _mean_of_present(values: Array) -> Array:
@@ -104,66 +140,56 @@ def _mean_of_present(values: Array) -> Array:
     return np.where(present, values, 0).sum(1) / present.sum(1)
 
 
-def _mcc(c: Array) -> Array:
-    true, predicted, n = c.sum(2), c.sum(1), c.sum((1, 2))
-    covariance = n * np.trace(c, axis1=1, axis2=2) - (true * predicted).sum(1)
-    return covariance / (np.sqrt(n**2 - (true**2).sum(1)) * np.sqrt(n**2 - (predicted**2).sum(1)))
+def _mcc(m: Margins) -> Array:
+    n = m.true.sum(1)
+    covariance = n * m.hits.sum(1) - (m.true * m.predicted).sum(1)
+    return covariance / (np.sqrt(n**2 - (m.true**2).sum(1)) * np.sqrt(n**2 - (m.predicted**2).sum(1)))
 
 
-_OVERALL: dict[str, tuple[Callable[[Array], Array], str]] = {
-    "balanced_accuracy": (_balanced, "mean over labels of recall, of labels that occur"),
-    "f1_macro": (_macro_f1, "mean over labels of F1, of labels that occur or are predicted"),
-    "mcc": (_mcc, "correlation of labels and predictions (Matthews; several labels: Gorodkin 2004)"),
+# Name -> function, definition, whether it takes two labels that occur.
+_OVERALL: dict[str, tuple[Callable[[Margins], Array], str, bool]] = {
+    "balanced_accuracy": (_balanced, "mean over labels of recall, of labels that occur; equals macro recall", True),
+    "precision_macro": (_macro_precision, "mean over labels of precision, of labels that are predicted", False),
+    "f1_macro": (_macro_f1, "mean over labels of F1, of labels that occur or are predicted", False),
+    "f1_weighted": (_weighted_f1, "mean over labels of F1, weighted by their rows", False),
+    "mcc": (_mcc, "correlation of labels and predictions (Matthews; several labels: Gorodkin 2004)", True),
 }
 
 
-def _bootstrap(counts: NDArray[np.int64], function: Callable[[Array], Array], definition: str) -> Figure | Undefined:
-    n, k = int(counts.sum()), len(counts)
-    if function is not _f1 and np.count_nonzero(counts.sum(1)) < 2 and function in (_balanced, _mcc):
-        return Undefined(n, definition, "only one label occurs")
+def _figure(
+    whole: Margins, drawn: Margins, function: Callable[[Margins], Array], n: int, definition: str
+) -> Figure | Undefined:
     with np.errstate(invalid="ignore", divide="ignore"):
-        value = float(function(counts[None].astype(np.float64))[0])
+        value = float(function(whole)[0])
         if math.isnan(value):
             return Undefined(n, definition, "every prediction is the same label")
-        if n < 2:
-            return Figure(value, None, None, n, definition, "one row only, nothing to resample")
-        filled = np.flatnonzero(counts)
-        chances = counts.ravel()[filled] / n
-        rng, size, values = np.random.default_rng(SEED), max(1, _CHUNK_CELLS // (k * k)), []
-        for start in range(0, RESAMPLES, size):
-            drawn = np.zeros((min(size, RESAMPLES - start), k * k))
-            drawn[:, filled] = rng.multinomial(n, chances, len(drawn))
-            values.append(function(drawn.reshape(-1, k, k)))
-    kept = np.concatenate(values)
-    kept = kept[~np.isnan(kept)]  # resamples where the figure is not defined
-    if len(kept) < 0.95 * RESAMPLES:
-        return Figure(value, None, None, n, definition, "too few rows: not defined in more than 5 % of the resamples")
-    low, high = np.quantile(kept, [0.025, 0.975])
-    return Figure(value, float(low), float(high), n, definition)
+        return _with_interval(value, function(drawn), n, definition)
 
 
-def roc_area(positive: NDArray[np.bool_], scores: Array, definition: str) -> Figure | Undefined:
-    """Area under the ROC curve with the interval of DeLong et al. 1988, from ranks (Sun & Xu 2014), O(n log n).
-
-    Args:
-        positive: (n,) whether the row has the label. scores: (n,) of that label.
-    """
-    n, m, k = len(scores), int(positive.sum()), int((~positive).sum())
-    if not m or not k:
-        return Undefined(n, definition, "only one class occurs")
-    ranks = _ranks(scores)
-    of_positive = (ranks[positive] - _ranks(scores[positive])) / k
-    of_negative = 1 - (ranks[~positive] - _ranks(scores[~positive])) / m
-    area = float(of_positive.mean())
-    if min(m, k) < 2:
-        return Figure(area, None, None, n, definition, "one row only of a class")
-    half = 1.959963984540054 * math.sqrt(of_positive.var(ddof=1) / m + of_negative.var(ddof=1) / k)
-    if half == 0:
-        return Figure(area, None, None, n, definition, "no row differs from another of its class in rank, variance is 0")
-    return Figure(area, max(0.0, area - half), min(1.0, area + half), n, definition)
+def _with_interval(value: float, drawn: Array, n: int, definition: str) -> Figure:
+    if n < 2:
+        return Figure(value, None, None, n, definition, "one row only, nothing to resample")
+    return interval_of(value, drawn, n, definition)
 
 
-def _ranks(values: Array) -> Array:
-    """Ranks from 1, ties share their mean."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+def _resampled(counts: NDArray[np.int64]) -> Margins:
+    """The margins of RESAMPLES draws of as many rows, (RESAMPLES, K) each."""
+    n, k = int(counts.sum()), len(counts)
+    rows, columns = np.nonzero(counts)
+    chances = counts[rows, columns] / n
+    rng, size, parts = np.random.default_rng(SEED), max(1, _CHUNK_CELLS // max(1, len(rows))), []
+    for start in range(0, RESAMPLES, size):
+        drawn = rng.multinomial(n, chances, min(size, RESAMPLES - start)).astype(np.float64)
+        hit = rows == columns
+        parts.append([_by_label(drawn[:, hit], rows[hit], k), _by_label(drawn, rows, k), _by_label(drawn, columns, k)])
+    return Margins(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _by_label(drawn: Array, label: NDArray[np.int64], k: int) -> Array:
+    """(R, K): the cells of each label added up."""
+    out = np.zeros((len(drawn), k))
+    if len(label):
+        order = np.argsort(label, kind="stable")
+        starts = np.flatnonzero(np.diff(label[order], prepend=-1))
+        out[:, label[order][starts]] = np.add.reduceat(drawn[:, order], starts, 1)
+    return out

@@ -54,7 +54,7 @@ def compare_files(paths: Sequence[Path]) -> list[Comparison]:
 
 def _pair(a: Predictions, b: Predictions, first: str, second: str) -> Comparison:
     (rows_a, rows_b), matched_by = _match(a, b)
-    key = "label" if a.labelled else "reference"
+    key = a.truth
     for i, (x, y) in enumerate(zip(rows_a, rows_b, strict=True)):
         if x[key] != y.get(key):
             raise InputError(f"{second}: row {i + 1} by {matched_by} has another {key} than in {first}; compare the same rows")
@@ -83,7 +83,7 @@ def _match(a: Predictions, b: Predictions) -> tuple[tuple[list[dict], list[dict]
 
 
 def _right(x: Predictions) -> np.ndarray:
-    if x.labelled:
+    if x.kind == "labels":
         return np.array([row["label"] == row["prediction"] for row in x.rows])
     return np.array([answer_tokens(row["reference"]) == answer_tokens(row["prediction"]) for row in x.rows])
 

@@ -1,7 +1,12 @@
-"""Confidence intervals by bootstrap over the unit of sampling (Efron & Tibshirani 1993, percentile method)."""
+"""Figures with their 95 % intervals: Wilson's for a share, else a bootstrap over the unit of sampling.
+
+Nearly every figure is a function of sums over rows (of hits, of losses, of matched n-grams), so one bootstrap serves all of
+them: it draws how often each row counts and hands the sums on (Efron & Tibshirani 1993, percentile method).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +15,10 @@ from numpy.typing import NDArray
 
 RESAMPLES = 1000
 SEED = 0
+MOST_UNITS = 10_000
+"""More rows than these are dealt at random into so many groups, and groups are resampled: sums vary as much, sooner."""
+_CHUNK = 50
+Array = NDArray[np.float64]
 
 
 class Figure(NamedTuple):
@@ -28,13 +37,105 @@ class Figure(NamedTuple):
         return f"{self.value:.4f}  [{self.low:.4f}, {self.high:.4f}]"
 
 
+class Undefined(NamedTuple):
+    """A figure that these data do not define, and why."""
+
+    n: int
+    definition: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"not defined: {self.reason}"
+
+
+Figures = dict[str, Figure | Undefined]
+
+
+class Measure(NamedTuple):
+    """A figure as a function of sums over rows; intervals and comparisons of all measures are then computed alike."""
+
+    statistics: Array
+    """(n, k), one row a unit."""
+    value: Callable[[Array], Array]
+    """(R, k) sums -> (R,), NaN where they do not define the figure."""
+    definition: str
+    higher_is_better: bool = True
+
+
+def wilson(successes: int, n: int, definition: str) -> Figure | Undefined:
+    """A proportion with Wilson's score interval (Wilson 1927)."""
+    if n == 0:
+        return Undefined(0, definition, "no rows to count")
+    z, p = 1.959963984540054, successes / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Figure(p, max(0.0, middle - half), min(1.0, middle + half), n, definition)
+
+
+def resampled_sums(statistics: Array) -> Array:
+    """(RESAMPLES, k): sums over rows drawn with replacement from `statistics`, (n, k)."""
+    rng, n = np.random.default_rng(SEED), len(statistics)
+    if n > MOST_UNITS:
+        group = rng.permutation(n) % MOST_UNITS
+        columns = [np.bincount(group, weights=column, minlength=MOST_UNITS) for column in statistics.T]
+        statistics, n = np.stack(columns, 1), MOST_UNITS
+    sums = np.empty((RESAMPLES, statistics.shape[1]))
+    for start in range(0, RESAMPLES, _CHUNK):
+        counts = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(start, min(start + _CHUNK, RESAMPLES))]
+        sums[start : start + _CHUNK] = np.stack(counts).astype(np.float64) @ statistics
+    return sums
+
+
+def sum_figure(
+    statistics: Array, value: Callable[[Array], Array], definition: str, undefined: str = "these rows do not define it"
+) -> Figure | Undefined:
+    """`value` of the sums of `statistics`, (n, k) one row a unit, with an interval from resampling rows.
+
+    Args:
+        value: (R, k) sums -> (R,), NaN where they do not define it. undefined: the reason to give then.
+    """
+    n = len(statistics)
+    if n == 0:
+        return Undefined(0, definition, "no rows")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        whole = float(value(statistics.sum(0, keepdims=True))[0])
+        if math.isnan(whole):
+            return Undefined(n, definition, undefined)
+        if n < 2:
+            return Figure(whole, None, None, n, definition, "one row only, nothing to resample")
+        return interval_of(whole, value(resampled_sums(statistics)), n, definition)
+
+
+def interval_of(value: float, resampled: Array, n: int, definition: str) -> Figure:
+    """A figure with the middle 95 % of its resamples, those left out in which it is not defined (NaN)."""
+    kept = resampled[~np.isnan(resampled)]
+    if len(kept) < 0.95 * len(resampled):
+        return Figure(value, None, None, n, definition, "too few rows: not defined in more than 5 % of the resamples")
+    low, high = np.quantile(kept, [0.025, 0.975])
+    return Figure(value, float(low), float(high), n, definition)
+
+
+def mean_measure(values: Array, definition: str) -> Measure:
+    """The mean of `values`, (n,)."""
+    return Measure(np.stack([values, np.ones(len(values))], 1), _first_over_second, definition)
+
+
+def _first_over_second(sums: Array) -> Array:
+    return sums[:, 0] / sums[:, 1]
+
+
+def figure_of(measure: Measure, undefined: str = "these rows do not define it") -> Figure | Undefined:
+    """A measure's value with an interval from resampling rows."""
+    return sum_figure(measure.statistics, measure.value, measure.definition, undefined)
+
+
 def ratio_interval(
-    numerators: NDArray[np.float64],
-    denominators: NDArray[np.float64],
+    numerators: Array,
+    denominators: Array,
     definition: str,
-    transform: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda x: x,
+    transform: Callable[[Array], Array] = lambda x: x,
 ) -> Figure:
-    """`transform(sum of numerators / sum of denominators)` with an interval from resampling units (documents).
+    """`transform(sum of numerators / sum of denominators)` with an interval from resampling units (documents, rows).
 
     Args:
         numerators: (n,) one a unit, such as its loss in nats.
@@ -44,11 +145,11 @@ def ratio_interval(
     value = float(transform(np.asarray(numerators.sum() / denominators.sum())))
     if n < 2:
         return Figure(value, None, None, n, definition, "one document only, nothing to resample")
-    rng = np.random.default_rng(SEED)
-    ratios = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        # How often each unit is drawn; exact, and no index array of n × resamples is held.
-        counts = np.bincount(rng.integers(n, size=n), minlength=n)
-        ratios[i] = (counts @ numerators) / (counts @ denominators)
-    low, high = np.quantile(transform(ratios), [0.025, 0.975])
+    sums = resampled_sums(np.stack([numerators, denominators], 1).astype(np.float64))
+    low, high = np.quantile(transform(sums[:, 0] / sums[:, 1]), [0.025, 0.975])
     return Figure(value, float(low), float(high), n, definition)
+
+
+def mean_interval(values: Array, definition: str) -> Figure | Undefined:
+    """The mean of `values`, (n,), with an interval from resampling rows."""
+    return figure_of(mean_measure(values, definition))

@@ -1,4 +1,7 @@
-"""Files of predictions: JSON lines with `label` and `prediction`, `reference` and `prediction`, or `label` and `scores`."""
+"""Files of predictions: JSON lines with `label` and `prediction`, `reference` and `prediction`, or `label` and `scores`.
+
+What they hold decides how they are scored: labels; numbers, where the predictions are fractions; else written texts.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,42 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from zenspeed.errors import InputError
 
+Kind = Literal["labels", "numbers", "texts", "other"]
+"""`other`: what a task scores by itself, such as rankings."""
+
 
 class Predictions(NamedTuple):
-    """Rows in the order of the file; `labelled`: columns `label` (and `scores`), else `reference` texts."""
+    """Rows in the order of the file; checked, each with its `prediction`."""
 
     path: Path
     rows: list[dict[str, Any]]
-    labelled: bool
+    kind: Kind
+
+    @property
+    def truth(self) -> str:
+        """The column of what is right."""
+        return "reference" if self.kind == "texts" else "label"
 
     def column(self, name: str) -> list[Any]:
         """Values of a column; InputError names the nearest when it is missing."""
-        for i, row in enumerate(self.rows):
-            if name not in row:
-                near = difflib.get_close_matches(name, list(row), 1)
-                hint = f"; nearest: {near[0]}" if near else f"; it has {', '.join(row)}"
-                raise InputError(f"{self.path}: row {i + 1} has no column {name!r}{hint}")
-        return [row[name] for row in self.rows]
+        try:
+            return [row[name] for row in self.rows]
+        except KeyError:
+            i, row = next((i, row) for i, row in enumerate(self.rows, 1) if name not in row)
+        near = difflib.get_close_matches(name, list(row), 1)
+        hint = f"; nearest: {near[0]}" if near else f"; it has {', '.join(row)}"
+        raise InputError(f"{self.path}: row {i} has no column {name!r}{hint}")
 
 
 def read_predictions(path: Path) -> Predictions:
     """Reads a file of predictions, or the `predictions.jsonl` of a run's folder.
 
-    Errors: InputError with the line's number for what is no JSON object, lacks a column, or holds a score that is not finite.
+    Raises:
+        InputError: with the line's number, what is no JSON object, lacks a column, or holds a score that is not finite.
     """
     if path.is_dir():
         path = path / "predictions.jsonl"
@@ -44,21 +57,59 @@ def read_predictions(path: Path) -> Predictions:
         raise InputError(f"{path}: is not UTF-8; give a file of JSON lines in UTF-8") from None
     if not rows:
         raise InputError(f"{path}: holds no rows; give JSON lines with label and prediction")
-    labelled = "label" in rows[0] or "reference" not in rows[0]
-    predictions = Predictions(path, rows, labelled)
-    targets = predictions.column("label" if labelled else "reference")
-    if not labelled or "scores" not in rows[0]:
-        answers = predictions.column("prediction")
-    else:
-        answers = [_likeliest(path, i, row) for i, row in enumerate(rows)]
-    for i, (row, target, answer) in enumerate(zip(rows, targets, answers, strict=True)):
-        row["prediction"] = answer
-        if type(target) is not type(targets[0]) or type(answer) is not type(targets[0]):
-            kinds = f"{type(targets[0]).__name__}, {type(target).__name__} and {type(answer).__name__}"
-            raise InputError(f"{path}: row {i + 1}: labels and predictions are of mixed types ({kinds}); write all alike")
-        if not isinstance(target, str | int | bool) or (not labelled and not isinstance(target, str)):
-            raise InputError(f"{path}: row {i + 1}: {target!r} is no label or text; write a string or a whole number")
+    return checked(rows, path)
+
+
+def checked(rows: list[dict[str, Any]], path: Path = Path("predictions")) -> Predictions:
+    """Rows as predictions, each given its `prediction` where it has `scores` only.
+
+    Raises:
+        InputError: a column is missing, types are mixed, or a score is not finite.
+    """
+    if "label" not in rows[0] and "reference" in rows[0]:
+        predictions = Predictions(path, rows, "texts")
+        _check_texts(predictions)
+        return predictions
+    predictions = Predictions(path, rows, "labels")
+    targets = predictions.column("label")
+    if "scores" in rows[0] and not _scores_are_good(rows):
+        for i, row in enumerate(rows):
+            row["prediction"] = _likeliest(path, i, row)
+    answers = predictions.column("prediction")
+    if any(isinstance(value, float) for value in answers):
+        return _numbers(predictions)
+    kind = type(targets[0])
+    if {*map(type, targets), *map(type, answers)} != {kind}:
+        pairs = enumerate(zip(targets, answers, strict=True), 1)
+        i, target, answer = next((i, t, a) for i, (t, a) in pairs if type(t) is not kind or type(a) is not kind)
+        kinds = f"{kind.__name__}, {type(target).__name__} and {type(answer).__name__}"
+        raise InputError(f"{path}: row {i}: labels and predictions are of mixed types ({kinds}); write all alike")
+    if not issubclass(kind, str | int):
+        raise InputError(f"{path}: row 1: {targets[0]!r} is no label or text; write a string or a whole number")
     return predictions
+
+
+def _check_texts(p: Predictions) -> None:
+    for i, (target, answer) in enumerate(zip(p.column("reference"), p.column("prediction"), strict=True)):
+        if isinstance(target, list) and target and all(isinstance(text, str) for text in target):
+            target = target[0]
+        for value in (target, answer):
+            if not isinstance(value, str):
+                raise InputError(
+                    f"{p.path}: row {i + 1}: {value!r} is no label or text; write a string, or a list of references"
+                )
+
+
+def _numbers(p: Predictions) -> Predictions:
+    for i, row in enumerate(p.rows):
+        for name in ("label", "prediction"):
+            try:
+                row[name] = float(row[name])
+            except (TypeError, ValueError):
+                row[name] = math.nan
+            if not math.isfinite(row[name]):
+                raise InputError(f"{p.path}: row {i + 1}: {name} is to be a finite number, as other predictions are")
+    return p._replace(kind="numbers")
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -73,6 +124,17 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise InputError(f"{path}: line {number} is no object; write {{'label': …, 'prediction': …}}")
             yield row
+
+
+def _scores_are_good(rows: list[dict[str, Any]]) -> bool:
+    """A quick look whether nothing is amiss and each row has its prediction; `_likeliest` says what is."""
+    try:
+        first = rows[0]["scores"].keys()
+        values = [value for row in rows for value in row["scores"].values()]
+        same = all(row["scores"].keys() == first and "prediction" in row and str(row["label"]) in first for row in rows)
+        return same and {*map(type, values)} <= {int, float} and math.isfinite(sum(values))
+    except (KeyError, AttributeError, TypeError):
+        return False
 
 
 def _likeliest(path: Path, i: int, row: dict[str, Any]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 from zenspeed.data.batch import Batch
 from zenspeed.data.examples import Ragged
 from zenspeed.data.packing import Layout
-from zenspeed.evaluate.classify import Undefined, confusion, label_figures
-from zenspeed.evaluate.interval import Figure, ratio_interval
-from zenspeed.evaluate.predictions import Predictions
-from zenspeed.evaluate.score import figures_of
+from zenspeed.evaluate.classify import confusion, label_figures
+from zenspeed.evaluate.interval import Figure, Undefined, ratio_interval
+from zenspeed.evaluate.measures import figures_of
+from zenspeed.evaluate.predictions import checked
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place, on_device
 from zenspeed.tasks.data import open_rows
@@ -109,7 +108,7 @@ class ClassificationTask(RowTask):
         ]
 
     def score(self, predictions: list[dict[str, Any]]) -> dict[str, Figure | Undefined]:
-        return figures_of(Predictions(Path("predictions"), predictions, labelled=True))
+        return figures_of(checked(predictions))
 
 
 def _mean_by(owner: np.ndarray, values: np.ndarray, rows: int) -> np.ndarray:

@@ -17,8 +17,7 @@ from zenspeed.config import InputError, write_atomically
 from zenspeed.data.batch import Batch
 from zenspeed.data.examples import EpochOrder, Ragged
 from zenspeed.data.packing import Layout, document_numbers, fill, pack, pad
-from zenspeed.evaluate.classify import Undefined
-from zenspeed.evaluate.interval import Figure
+from zenspeed.evaluate.interval import Figure, Undefined
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place, Task, sum_over_ranks
 from zenspeed.tasks.data import RowData
