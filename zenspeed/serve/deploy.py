@@ -95,15 +95,15 @@ class Served:
         tried: list[Version] = []
         while (version := self._pick(tried)) is not None:
             tried.append(version)
-            begun = False
+            begun, good = False, True
             try:
                 async with aclosing(version.backend.ask(message)) as events:  # type: ignore[type-var]
                     async for event in events:
                         begun = True
-                        if event["event"] == "error" and event["kind"] == "server":
-                            self._record(version, False)
+                        good = good and not (event["event"] == "error" and event["kind"] == "server")
+                        good = good and event.get("reason") != "error"
                         yield event
-                self._record(version, True)
+                self._record(version, good)
                 return
             except Gone:
                 self._record(version, False)

@@ -168,6 +168,7 @@ def _common(
     }  # fmt: skip
     return {
         "op": "generate", "client": request.state.client, "n": n, "max_tokens": max_tokens, "stop": body.stops(),
+        "ignore_end": body.ignore_eos,
         "sampling": sampling,
     }  # fmt: skip
 

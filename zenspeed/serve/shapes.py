@@ -52,6 +52,7 @@ class Generation(Strict):
     temperature: float | None = Field(None, ge=0, le=2, description="0: the likeliest token each time. Default 1.")
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=1, description="Not OpenAI's: draw among the k likeliest.")
+    ignore_eos: bool = Field(False, description="Not OpenAI's: write on past the end of the text.")
     n: int | None = Field(None, ge=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
