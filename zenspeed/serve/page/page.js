@@ -109,9 +109,10 @@ const WORK = {
   },
   async complete(section, form, signal) {
     const place = $(".tokens", section);
-    place.replaceChildren(make("span", form.text.value, { className: "prompt" }));
+    place.replaceChildren();
     const body = { ...sampling(), prompt: form.text.value, logprobs: 5 };
     for await (const choice of events("v1/completions", body, signal)) {
+      if (!place.firstChild) place.append(make("span", body.prompt, { className: "prompt" }));
       const { tokens, token_logprobs: logs, top_logprobs: tops } = choice.logprobs || { tokens: [] };
       tokens.forEach((token, i) => place.append(tokenSpan(token, Math.exp(logs[i]), tops[i])));
     }
