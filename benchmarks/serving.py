@@ -4,10 +4,10 @@
     python benchmarks/serving.py http
     python benchmarks/serving.py rows
 
-All of one run use the same weights (random, from one seed) and prompts. Systems take turns, A B C A B C …, and the figure is the
-median of the rounds. decode: Llama's shape, 6 layers, 384 wide, vocabulary 4,096, greedy, in one process. http: the same through
-the server, as many clients as streams, each with the streaming interface. rows: a BERT of MiniLM's size under 16 clients, texts
-of uneven length, against FastAPI + transformers as most write it. Results go to benchmarks/results/serving.jsonl.
+All of one run use the same weights (random, from one seed) and prompts. Systems take turns, A B C A B C …, and the figure is
+the median of the rounds. decode: Llama's shape, 6 layers, 384 wide, vocabulary 4,096, greedy, in one process. http: the same
+through the server, as many clients as streams, each with the streaming interface. rows: a BERT of MiniLM's size under 16
+clients, texts of uneven length, against FastAPI + transformers as most write it. Results: benchmarks/results/serving.jsonl.
 """
 
 from __future__ import annotations

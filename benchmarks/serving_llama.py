@@ -115,7 +115,7 @@ def main() -> None:
         llama = Llama(model, streams, prompt_len + new_len, int(threads))
         rng = np.random.default_rng(0)
         prompts = rng.integers(0, llama.vocab, (streams, prompt_len)).tolist()
-        for attempt in range(2):  # the first warms up
+        for _ in range(2):  # the first warms up
             llama.clear()
             begun = time.perf_counter()
             rows = [(t, i, s, i == prompt_len - 1) for s, p in enumerate(prompts) for i, t in enumerate(p)]

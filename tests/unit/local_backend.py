@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class LocalBackend:
         if self.worker is not None:
             self.worker.close()
 
-    async def ask(self, message: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def ask(self, message: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         if self.gone or self.worker is None:
             raise Gone
         if self.fail:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,14 +105,14 @@ def _chat_logprob(entry: dict[str, Any]) -> dict[str, Any]:
     return {"token": entry["token"], "logprob": entry["logprob"], "bytes": list(entry["token"].encode())}
 
 
-async def run(served: Served, messages: Sequence[dict[str, Any]], metrics: Metrics) -> AsyncIterator[tuple[int, Event]]:
+async def run(served: Served, messages: Sequence[dict[str, Any]], metrics: Metrics) -> AsyncGenerator[tuple[int, Event], None]:
     """Events of several generations with the number of the choice they are of.
 
     Raises:
         Problem: an answer cannot be given.
     """
     begun, first = time.monotonic(), True
-    async with aclosing(_merged(served, messages)) as events:  # type: ignore[type-var]
+    async with aclosing(_merged(served, messages)) as events:
         async for number, event in events:
             if event["event"] == "error":
                 raise problem_of(event)
@@ -125,9 +125,9 @@ async def run(served: Served, messages: Sequence[dict[str, Any]], metrics: Metri
             yield number * messages[number]["n"] + event["index"], event
 
 
-async def _merged(served: Served, messages: Sequence[dict[str, Any]]) -> AsyncIterator[tuple[int, Event]]:
+async def _merged(served: Served, messages: Sequence[dict[str, Any]]) -> AsyncGenerator[tuple[int, Event], None]:
     if len(messages) == 1:
-        async with aclosing(_asked(served, messages[0])) as events:  # type: ignore[type-var]
+        async with aclosing(_asked(served, messages[0])) as events:
             async for event in events:
                 yield 0, event
         return
@@ -135,7 +135,7 @@ async def _merged(served: Served, messages: Sequence[dict[str, Any]]) -> AsyncIt
 
     async def pump(number: int) -> None:
         try:
-            async with aclosing(_asked(served, messages[number])) as events:  # type: ignore[type-var]
+            async with aclosing(_asked(served, messages[number])) as events:
                 async for event in events:
                     queue.put_nowait((number, event))
             queue.put_nowait(None)
@@ -159,9 +159,9 @@ async def _merged(served: Served, messages: Sequence[dict[str, Any]]) -> AsyncIt
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _asked(served: Served, message: dict[str, Any]) -> AsyncIterator[Event]:
+async def _asked(served: Served, message: dict[str, Any]) -> AsyncGenerator[Event, None]:
     try:
-        async with aclosing(served.ask(message)) as events:  # type: ignore[type-var]
+        async with aclosing(served.ask(message)) as events:
             async for event in events:
                 yield event
     except Gone:

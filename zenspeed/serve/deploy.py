@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +41,7 @@ class Backend(Protocol):
     def start(self) -> None: ...
     async def wait_ready(self) -> None: ...
     async def stop(self, seconds: float = 5.0) -> None: ...
-    def ask(self, message: dict[str, Any]) -> AsyncIterator[dict[str, Any]]: ...
+    def ask(self, message: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]: ...
 
 
 class Version:
@@ -84,7 +84,7 @@ class Served:
     def ready(self) -> bool:
         return self.current.backend.state == "ready"
 
-    async def ask(self, message: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def ask(self, message: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Events of a request, from the version that its turn falls on.
 
         A version that ends before its first event costs nothing if another can answer.
@@ -97,7 +97,7 @@ class Served:
             tried.append(version)
             begun, good = False, True
             try:
-                async with aclosing(version.backend.ask(message)) as events:  # type: ignore[type-var]
+                async with aclosing(version.backend.ask(message)) as events:
                     async for event in events:
                         begun = True
                         good = good and not (event["event"] == "error" and event["kind"] == "server")

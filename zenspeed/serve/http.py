@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from zenspeed.serve.deploy import Models, Served
 from zenspeed.serve.guard import Guard
 from zenspeed.serve.limits import Keys, Limits
 from zenspeed.serve.metrics import Metrics
-from zenspeed.serve.process import Gone
+from zenspeed.serve.process import Gone, only
 from zenspeed.serve.shapes import ChatRequest, CompletionRequest, Generation, Problem, SwapRequest
 from zenspeed.serve.task_routes import add_task_routes
 
@@ -174,7 +174,7 @@ def _common(
 
 
 async def _respond(
-    form: answers.Form, body: Generation, events: AsyncIterator[tuple[int, answers.Event]], count: int, request: Request
+    form: answers.Form, body: Generation, events: AsyncGenerator[tuple[int, answers.Event], None], count: int, request: Request
 ) -> Response:
     if not body.stream:
         return JSONResponse(await while_connected(request, lambda: answers.whole(form, count, events)))
@@ -182,7 +182,7 @@ async def _respond(
     usage = body.stream_options is not None and body.stream_options.include_usage
 
     async def chunks() -> AsyncIterator[bytes]:
-        async with aclosing(events):  # type: ignore[type-var]
+        async with aclosing(events):
             async for chunk in answers.stream(form, first, events, usage):
                 yield chunk
 
@@ -228,8 +228,7 @@ def _add_health(app: FastAPI, models: Models, metrics: Metrics) -> None:
             stats: dict[str, Any] = {}
             try:
                 async with asyncio.timeout(2):
-                    async for event in served.current.backend.ask({"op": "stats"}):
-                        stats = event["value"]
+                    stats = (await only(served.current.backend.ask({"op": "stats"})))["value"]
             except (Gone, TimeoutError):
                 pass
             metrics.worker(served.name, served.ready, served.current.backend.restarts, stats)

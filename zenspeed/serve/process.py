@@ -9,7 +9,8 @@ import json
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,18 @@ _BACK_OFF = (0.2, 1.0, 3.0, 10.0)
 
 class Gone(Exception):
     """The worker ended before the answer was complete."""
+
+
+async def only(events: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
+    """The one event of a request that has but one.
+
+    Raises:
+        Gone: there is none.
+    """
+    async with aclosing(events):
+        async for event in events:
+            return event
+    raise Gone
 
 
 class WorkerProcess:
@@ -71,7 +84,7 @@ class WorkerProcess:
         if self._task is not None:
             await self._task
 
-    async def ask(self, message: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def ask(self, message: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Events of one request. Leaving the iteration early cancels it there.
 
         Raises:
@@ -100,12 +113,6 @@ class WorkerProcess:
             if not done and self._writer is not None:
                 with contextlib.suppress(OSError):
                     self._writer.write(_line({"id": key, "op": "cancel"}))
-
-    async def result(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The one event of a request that has but one."""
-        async for event in self.ask(message):
-            return event
-        raise Gone
 
     async def _send(self, message: dict[str, Any]) -> None:
         assert self._writer is not None

@@ -12,7 +12,7 @@ from zenspeed.serve import answers
 from zenspeed.serve.deploy import Models, Served
 from zenspeed.serve.limits import Limits
 from zenspeed.serve.metrics import Metrics
-from zenspeed.serve.process import Gone
+from zenspeed.serve.process import Gone, only
 from zenspeed.serve.shapes import (
     AnswerRequest,
     ClassifyRequest,
@@ -36,14 +36,13 @@ def add_task_routes(app: FastAPI, models: Models, limits: Limits, metrics: Metri
 
     async def ask(served: Served, op: str, rows: list[Any]) -> tuple[list[Any], int]:
         try:
-            async for event in served.ask({"op": op, "rows": rows}):
-                if event["event"] == "error":
-                    raise answers.problem_of(event)
-                metrics.tokens(served.name, event["prompt_tokens"], 0)
-                return event["value"], event["prompt_tokens"]
+            event = await only(served.ask({"op": op, "rows": rows}))
         except Gone:
-            pass
-        raise answers.gone(served)
+            raise answers.gone(served) from None
+        if event["event"] == "error":
+            raise answers.problem_of(event)
+        metrics.tokens(served.name, event["prompt_tokens"], 0)
+        return event["value"], event["prompt_tokens"]
 
     @app.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest) -> dict[str, Any]:
