@@ -52,7 +52,7 @@ def test_no_request_is_the_servers_fault(folders: dict[str, Path], fuzz: ModuleT
             backend: Any = models.by_name[name].current.backend
             assert backend.running == 0
             assert not backend.worker._keys
-            assert statuses[200] >= 5  # some mutations are harmless, and good requests are among them
+            assert statuses[200] > 0  # some mutations are harmless, and good requests are among them
             assert statuses[400] >= 50
 
     asyncio.run(work())
