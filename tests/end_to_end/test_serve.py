@@ -1,12 +1,14 @@
-"""`zenspeed serve` as a process: the official client, a worker that is killed, an end that loses no answer."""
+"""`zenspeed serve` as docs/deploy.md has it: the official client, a worker that is killed, an end that loses no answer."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,10 +26,14 @@ from zenspeed.models.presets import ModelConfig
 from zenspeed.models.transformer import Transformer
 from zenspeed.text.tokenizer import Tokenizer
 
+PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+EXAMPLE = re.findall(r"```python\n(.*?)```", PAGE, re.S)[0]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("writer")
+    path = tmp_path_factory.mktemp("models") / "out"
     tokenizer = Tokenizer.train("bpe", list(topics.values())[:8], 300)
     model = Transformer(ModelConfig(preset="llama", layers=2, width=64, heads=4, context=4096), tokenizer.vocab_size)
     model.init_weights(1)
@@ -39,11 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Server:
     """A running `zenspeed serve`."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, words: list[str], folder: Path) -> None:
         self.process = subprocess.Popen(
-            command("serve", *arguments, "--port", "0", "--threads", "1"), env=environment(), stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+            command(*words), env=environment(), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         self.printed: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -67,8 +72,10 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    running = Server(f"m={folder}", "--requests-a-minute", "0")
-    running.wait_for("m: answers")
+    words = shlex.split(COMMANDS[0].replace("--port 8000", "--port 0"))
+    assert words[:2] == ["zenspeed", "serve"]
+    running = Server([*words[1:], "--threads", "1", "--requests-a-minute", "0"], folder.parent)
+    running.wait_for("out: answers")
     yield running
     running.process.kill()
 
@@ -78,9 +85,20 @@ def address(server: Server) -> str:
     return server.wait_for(r"http://127\.0\.0\.1:\d+").group()
 
 
+def test_what_the_page_says_runs(address: str) -> None:
+    assert len(COMMANDS) == 5
+    for line in COMMANDS[1:]:
+        words = shlex.split(line.replace("http://127.0.0.1:8000", address))
+        done = subprocess.run([*words, "-w", " %{http_code}"], capture_output=True, text=True, check=True)
+        assert done.stdout.endswith(" 200"), (line, done.stdout)
+    code = EXAMPLE.replace("http://127.0.0.1:8000", address)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert len(done.stdout) > 10
+
+
 def test_the_official_client_streams(address: str) -> None:
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
-    kept = {"model": "m", "prompt": "The", "max_tokens": 20, "temperature": 0.0}
+    kept = {"model": "out", "prompt": "The", "max_tokens": 20, "temperature": 0.0}
     whole = client.completions.create(**kept)  # type: ignore[call-overload]
     pieces = [chunk.choices[0].text for chunk in client.completions.create(**kept, stream=True)]  # type: ignore[call-overload]
     assert "".join(pieces) == whole.choices[0].text
@@ -88,7 +106,7 @@ def test_the_official_client_streams(address: str) -> None:
 
 
 def test_a_killed_worker_is_started_again_and_nobody_hangs(server: Server, address: str) -> None:
-    body = {"model": "m", "prompt": "The", "max_tokens": 4000, "n": 8, "stream": True, "temperature": 2}
+    body = {"model": "out", "prompt": "The", "max_tokens": 4000, "n": 8, "stream": True, "temperature": 2}
     worker = server.worker()
     with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as answer:
         lines = answer.iter_lines()
@@ -97,23 +115,23 @@ def test_a_killed_worker_is_started_again_and_nobody_hangs(server: Server, addre
         rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
     assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "model_not_ready"
-    meanwhile = httpx.post(f"{address}/v1/completions", json={"model": "m", "prompt": "a"}, timeout=60)
+    meanwhile = httpx.post(f"{address}/v1/completions", json={"model": "out", "prompt": "a"}, timeout=60)
     assert meanwhile.status_code == 503
     assert meanwhile.headers["Retry-After"] == "3"
     until = time.monotonic() + 60
     while httpx.get(f"{address}/ready").status_code != 200:
         assert time.monotonic() < until
         time.sleep(0.1)
-    assert httpx.post(f"{address}/v1/completions", json={"model": "m", "prompt": "a"}, timeout=60).status_code == 200
-    assert 'zenspeed_worker_restarts{model="m"} 1.0' in httpx.get(f"{address}/metrics").text
+    assert httpx.post(f"{address}/v1/completions", json={"model": "out", "prompt": "a"}, timeout=60).status_code == 200
+    assert 'zenspeed_worker_restarts{model="out"} 1.0' in httpx.get(f"{address}/metrics").text
 
 
 def test_a_client_that_goes_away_frees_its_place(server: Server, address: str) -> None:
-    body = {"model": "m", "prompt": "The", "max_tokens": 4000, "n": 4, "stream": True, "temperature": 2}
+    body = {"model": "out", "prompt": "The", "max_tokens": 4000, "n": 4, "stream": True, "temperature": 2}
     with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as answer:
         next(answer.iter_lines())
     until = time.monotonic() + 30
-    while 'zenspeed_worker_running{model="m"} 0.0' not in httpx.get(f"{address}/metrics").text:
+    while 'zenspeed_worker_running{model="out"} 0.0' not in httpx.get(f"{address}/metrics").text:
         assert time.monotonic() < until
         time.sleep(0.05)
     host, port = address.removeprefix("http://").split(":")
@@ -123,13 +141,13 @@ def test_a_client_that_goes_away_frees_its_place(server: Server, address: str) -
 
 
 def test_prompts_are_not_logged(server: Server, address: str) -> None:
-    httpx.post(f"{address}/v1/completions", json={"model": "m", "prompt": "secret words", "max_tokens": 1}, timeout=60)
+    httpx.post(f"{address}/v1/completions", json={"model": "out", "prompt": "secret words", "max_tokens": 1}, timeout=60)
     server.wait_for(r"POST /v1/completions 200 \d+ ms")
     assert "secret" not in "".join(server.printed)
 
 
 def test_sigterm_lets_answers_end(server: Server, address: str) -> None:
-    body = {"model": "m", "prompt": "The", "max_tokens": 1500, "stream": True, "temperature": 2, "seed": 1}
+    body = {"model": "out", "prompt": "The", "max_tokens": 1500, "stream": True, "temperature": 2, "seed": 1}
     with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as answer:
         lines = answer.iter_lines()
         next(lines)

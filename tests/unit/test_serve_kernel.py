@@ -66,6 +66,7 @@ OPTIONS = [
     ("qwen", {"kv_heads": 2, "tie_embeddings": True}),
     ("llama", {"position": "alibi", "window": 9, "head_size": 12, "activation": "gelu", "feed_forward": 50, "bias": True}),
     ("gpt2", {"position": "sinusoidal", "scale_embeddings": True, "logit_softcap": 5.0, "activation": "relu"}),
+    ("gpt", {"ngrams": (2, 4), "ngram_rows": 50}),
     ("llama", {"activation": "geglu", "feed_forward": 40, "embedding_norm": True, "position": "none"}),
 ]
 
@@ -86,7 +87,7 @@ def test_logits_are_those_of_torch(library: Path, preset: str, more: dict[str, A
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
 def test_bits_do_not_depend_on_company_pieces_or_threads(library: Path, weights: Any) -> None:
-    model, tokens = make("qwen", kv_heads=2), tokens_of(50)
+    model, tokens = make("qwen", kv_heads=2, ngrams=(3,), ngram_rows=50), tokens_of(50)
     alone = NativeCore(model, library, max_tokens=CONTEXT, weights=weights, threads=1)
     wanted = read(alone, open_stream(alone, tokens), [50])
     core = NativeCore(model, library, max_tokens=20 * CONTEXT, weights=weights, threads=2)
@@ -147,7 +148,7 @@ def test_greedy_tokens_are_those_of_generate(library: Path) -> None:
 
 def test_what_the_kernel_cannot_run_is_named() -> None:
     assert obstacle(make("rezero")) == "norm_placement 'rezero'"
-    assert obstacle(make(ngrams=(2,))) == "ngrams (2,)"
+    assert obstacle(make(experts=2)) == "experts 2"
     assert obstacle(torch.nn.Linear(1, 1)) == "Linear is no decoder of ours"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,3 +21,17 @@ def ngram_rows(tokens: Tensor, order: int, num_rows: int) -> Tensor:
         key = key * _MULTIPLIER + shifted + 1
     key = (key ^ (key >> 32)) * _FINAL
     return (key ^ (key >> 29)).remainder(num_rows)
+
+
+def last_ngram_rows(windows: np.ndarray, orders: tuple[int, ...], num_rows: int) -> list[np.ndarray]:
+    """For each order the row (M,) of the n-gram at the end of each of `windows` (M, longest order) int64: as `ngram_rows`.
+
+    For decoding, where a token has a row of its own and a dozen calls of torch would take longer than the model.
+    """
+    key, rows = np.zeros(len(windows), np.int64), {}
+    with np.errstate(over="ignore"):
+        for back in range(max(orders)):
+            key = key * np.int64(_MULTIPLIER) + windows[:, -1 - back] + 1
+            mixed = (key ^ (key >> 32)) * np.int64(_FINAL)
+            rows[back + 1] = np.mod(mixed ^ (mixed >> 29), num_rows)
+    return [rows[order] for order in orders]

@@ -70,7 +70,7 @@ def _rounded(model: nn.Module, weights: str) -> nn.Module:
     model = copy.deepcopy(model)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if p.ndim != 2 or name.startswith(("position", "token_types")):
+            if p.ndim != 2 or name.startswith(("position", "token_types", "ngrams")):
                 continue
             if weights == "bf16" or name.startswith("embedding"):
                 p.copy_(p.bfloat16().float())

@@ -24,6 +24,7 @@ from zenspeed.models.layers import Block, FeedForward
 from zenspeed.models.layers import Linear as LinearLayer
 from zenspeed.models.transformer import Transformer
 from zenspeed.ops.activation import ACTIVATIONS
+from zenspeed.ops.ngram import last_ngram_rows
 from zenspeed.ops.position import alibi_bias, rotary_tables, sinusoidal
 from zenspeed.serve.core import Feed
 from zenspeed.serve.pages import PAGE, PagePool
@@ -77,7 +78,6 @@ def obstacle(model: nn.Module) -> str | None:
         ("norm_placement", config.norm_placement, ("pre",)),
         ("position", config.position, ("rotary", "learned", "sinusoidal", "alibi", "none")),
         ("experts", config.experts, (0,)),
-        ("ngrams", config.ngrams, ((),)),
     ):
         if found not in wanted:
             return f"{name} {found!r}"
@@ -153,7 +153,6 @@ class NativeCore:
         self.pool = PagePool(pages)
         with torch.no_grad():
             self._embedding = self._table(model.embedding.weight * (config.width**0.5 if config.scale_embeddings else 1))
-            self._embed = model
             layout = self._model(model, pages, threads or torch.get_num_threads())
         self._library = ctypes.CDLL(str(library))
         self._library.open_model.restype = c_void_p
@@ -207,6 +206,8 @@ class NativeCore:
         np.take(self._embedding, tokens, axis=0, out=self._x[:rows], mode="clip")
         if self._positions is not None:
             self._x[:rows] += self._positions[position]
+        if self._ngrams is not None:
+            self._add_ngrams(feeds, position)
         if self._embedding_norm is not None:
             with torch.inference_mode():
                 self._x[:rows] = self._embedding_norm(torch.from_numpy(self._x[:rows])).numpy()
@@ -219,6 +220,22 @@ class NativeCore:
         for stream, count, _ in feeds:
             self._read(stream, count)
         return self._logits[: len(want)]
+
+    def _add_ngrams(self, feeds: Sequence[Feed], position: np.ndarray) -> None:
+        assert self._ngrams is not None
+        orders, reach = self._config.ngrams, max(self._config.ngrams) - 1
+        windows = np.zeros((len(position), reach + 1), np.int64)
+        row = 0
+        for stream, num, _ in feeds:
+            start = stream.num_read
+            seen = np.zeros(num + reach, np.int64)
+            before = stream.tokens[max(0, start - reach) : start + num]
+            seen[len(seen) - len(before) :] = before
+            windows[row : row + num] = np.lib.stride_tricks.sliding_window_view(seen, reach + 1)
+            row += num
+        for i, (order, rows) in enumerate(zip(orders, last_ngram_rows(windows, orders, self._config.ngram_rows), strict=True)):
+            found = self._ngrams[rows + i * self._config.ngram_rows]
+            self._x[: len(position)] += found * (position >= order - 1)[:, None]
 
     def _read(self, stream: Any, count: int) -> None:
         """Counts tokens as read, and gives names to pages that they have filled."""
@@ -244,6 +261,7 @@ class NativeCore:
             one = torch.zeros(1)
             slopes = self._pointer(alibi_bias(config.heads, one, one + 1).flatten().neg())
         self._positions = self._embedding_norm = None
+        self._ngrams = None if model.ngrams is None else model.ngrams.weight.detach().float().numpy()
         if model.position is not None:
             self._positions = model.position.weight.detach().float().numpy()
         elif config.position == "sinusoidal":
