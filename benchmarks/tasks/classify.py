@@ -132,7 +132,7 @@ def tfidf(name: str, case: Case, seed: int) -> list[str]:
     if len({row["label"] for row in train}) > 2:
         steps.steps[-1] = ("logisticregression", LogisticRegression(max_iter=2000))
     grid = {
-        "tfidfvectorizer__ngram_range": [(1, 1), (1, 2), (1, 3)],
+        "tfidfvectorizer__ngram_range": [(1, 1), (1, 2)] if case.analyzer == "word" else [(1, 2), (1, 3)],
         "logisticregression__C": [1, 3, 10, 30],
     }
     scoring = {"accuracy": "accuracy", "macro_f1": "f1_macro"}[case.metric]

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from zenspeed.data.duplicates import normalised
+
 CACHE = Path("~/.cache/zenspeed").expanduser()
 
 
@@ -89,11 +91,14 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def one_label(pairs: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
-    """Each text once; texts that carry several labels are left out."""
+    """Each text once, whatever its case and punctuation; texts that carry several labels are left out."""
     labels: dict[str, set[str]] = defaultdict(set)
+    first: dict[str, str] = {}
     for text, label in pairs:
-        labels[text].add(label)
-    return [{"text": text, "label": found.pop()} for text, found in labels.items() if len(found) == 1]
+        key = normalised(text)
+        labels[key].add(label)
+        first.setdefault(key, text)
+    return [{"text": first[key], "label": found.pop()} for key, found in labels.items() if len(found) == 1]
 
 
 # Data sets -------------------------------------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ def test_cleaning_is_counted(recipe: Path, cli: Cli, tmp_path: Path) -> None:
 BAD = {
     "one label only": (["data.source=one.csv"], "holds one label only, 'good'"),
     "labels that are texts": (["task.label=review"], "different values in"),
+    "labels that are numbers": (["data.source=rated.csv"], "holds measured numbers"),
     "an unknown label in the test rows": (["data.test=unseen.csv"], "'goood' in column 'sentiment' of the test rows (row 61)"),
     "a column that is not there": (["task.text=reviews"], "no column 'reviews'; did you mean"),
     "compiled rows": (["train.compile=true"], "train.compile: batches of classification have many shapes"),
@@ -143,7 +144,25 @@ BAD = {
 def test_bad_input_is_named(name: str, recipe: Path, cli: Cli, tmp_path: Path) -> None:
     write(tmp_path / "unseen.csv", 60, 3, [("the film", "goood")])
     (tmp_path / "one.csv").write_text("review,sentiment\n" + "a film,good\n" * 30, encoding="utf-8")
+    rated = [f"a film of {i} hours,{i % 60 / 20}" for i in range(240)]
+    (tmp_path / "rated.csv").write_text("\n".join(["review,sentiment", *rated]), encoding="utf-8")
     sets, message = BAD[name]
     done = cli("train", recipe, *[part for key in sets for part in ("--set", key)], code=2)
     assert message in done.stderr, done.stderr
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_table_is_enough(recipe: Path, cli: Cli, tmp_path: Path) -> None:
+    """Everything is chosen from the rows, said, and written; the recipe that is written trains the same again."""
+    columns = ["--task", "classification", "--text", "review", "--label=sentiment"]
+    few = ["--set", "train.steps=3", "--set", "log.tensorboard=false", "--set", "train.precision=fp32"]
+    out = cli("train", "train.csv", *columns, *few, "--set", "run.folder=chosen").stdout
+    for part in ("240 rows", "3 labels in 'sentiment'", "wordpiece", "encoder, 2 blocks", "32 tokens", "16 rows an update"):
+        assert part in out, out
+    assert "recipe      chosen/recipe.yaml" in out
+    cli("train", "chosen/recipe.yaml", "--set", "run.folder=again")
+    assert losses(tmp_path / "again") == losses(tmp_path / "chosen")
+    refused = cli("train", "train.csv", "--text", "reviews", "--label", "sentiment", code=2).stderr
+    assert "no column 'reviews' for --text; did you mean --text review?" in refused
+    assert "--task: is for data" in cli("train", recipe, "--task", "classification", code=2).stderr
+    assert "train.csv2: unexpected" in cli("train", "train.csv", "train.csv2", code=2).stderr

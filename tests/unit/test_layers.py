@@ -28,7 +28,7 @@ ALLOWED = {
     "checkpoint": "config errors",
     "run": "checkpoint config errors models recipe text",
     "evaluate": "data checkpoint config errors run",
-    "tasks": "data evaluate models generate config errors recipe run text",
+    "tasks": "machine data evaluate models generate config errors recipe run text",
     "runlog": "config errors machine",
     "display": "",
     "info": "machine",

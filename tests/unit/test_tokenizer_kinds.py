@@ -212,3 +212,18 @@ def test_a_language_the_vocabulary_lacks_is_refused() -> None:
     whole = measure_by_script(Tokenizer.train_bpe(corpus(), 320), [CHINESE])["Chinese"]
     assert whole.unknown == 0 and 0 < whole.tokens_per_character < 3
     assert np.isclose(whole.tokens_per_character, whole.tokens / sum("\u4e00" <= c <= "\u9fff" for c in CHINESE))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_texts_give_the_same_tokenizer(kind: str) -> None:
+    """On every rank, and when a run is resumed. A trainer that follows a hash table gives another one each time."""
+    texts = [*corpus(), ENGLISH, CHINESE]
+    assert len({Tokenizer.train(kind, texts, None if kind == "char" else 500).fingerprint for _ in range(3)}) == 1
+
+
+def test_wordpiece_has_no_token_that_cannot_occur() -> None:
+    """A Chinese character is a word by itself and never the end of one."""
+    tokenizer = Tokenizer.train("wordpiece", [ENGLISH, CHINESE], 500)
+    names = tokenizer._inner.get_vocab()
+    assert "##e" in names and not any("\u4e00" <= name[-1] <= "\u9fff" and len(name) > 1 for name in names)
+    assert len(tokenizer.encode("##e")) == 3  # no special token any more

@@ -100,7 +100,7 @@ class _Reader:
 
     def read(self, source: str) -> Rows:
         task, data = self._recipe.task, self._recipe.data
-        if task.kind == "masked_lm" and (source == PYTHON_DOCS or _is_text(source)):
+        if task.kind == "masked_lm" and (source == PYTHON_DOCS or is_text(source)):
             return [{task.text: text} for text in documents(data, source)]  # cleaned there
         columns = [*text_columns(self._recipe), *self._answers]
         options = RowOptions(
@@ -159,7 +159,7 @@ def _check_leakage(recipe: Recipe, train: Rows, validation: Rows, test: Rows | N
         say(f"data: {message}")
 
 
-def _is_text(source: str) -> bool:
+def is_text(source: str) -> bool:
     """Plain text, which is cut into documents, and not a table of rows."""
     path = Path(source).expanduser()
     return path.suffix in (".txt", ".md", ".py", ".rst") or path.is_dir()

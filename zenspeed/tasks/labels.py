@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from zenspeed.config import InputError, nearest
 
 MOST_LABELS = 1000
+MOST_FRACTIONS = 20
+"""Different numbers with fractions, above which they measure something: ratings from 1 to 5 by halves are labels."""
 
 
 def labels_of(texts: Sequence[str], wanted: list[str] | None, column: str) -> list[str]:
@@ -23,12 +25,20 @@ def labels_of(texts: Sequence[str], wanted: list[str] | None, column: str) -> li
     if len(counts) == 1:
         raise InputError(f"task.label: column {column!r} holds one label only, {texts[0]!r}; there is nothing to tell apart")
     if len(counts) > MOST_LABELS or (len(texts) >= 20 and len(counts) > len(texts) / 2):
-        some = ", ".join(repr(t) for t in list(counts)[:3])
         raise InputError(
-            f"task.label: column {column!r} holds {len(counts):,} different values in {len(texts):,} rows ({some}, …), "
+            f"task.label: column {column!r} holds {len(counts):,} different values in {len(texts):,} rows ({_some(counts)}), "
             "which are no labels; name the column that holds them"
         )
+    if len(counts) > MOST_FRACTIONS and all(map(_is_number, counts)) and not all(float(t).is_integer() for t in counts):
+        raise InputError(
+            f"task.label: column {column!r} holds measured numbers ({_some(counts)}), {len(counts):,} different ones, and no "
+            "labels; make classes of them first, such as negative below 0 and positive above"
+        )
     return sorted(counts, key=float) if all(map(_is_number, counts)) else sorted(counts)
+
+
+def _some(counts: Counter[str]) -> str:
+    return ", ".join(repr(t if len(t) <= 30 else f"{t[:30]}…") for t in list(counts)[:3]) + ", …"
 
 
 def check_known(

@@ -41,14 +41,30 @@ def train_words(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> tokenizers.Tokenizer:
-    """WordPiece as BERT uses it (Devlin et al. 1810.04805): lower case, accents off, each Han character by itself."""
-    inner = tokenizers.Tokenizer(models.WordPiece(vocab={}, unk_token="[UNK]"))
-    inner.normalizer = normalizers.BertNormalizer()
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    inner.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, show_progress=False, special_tokens=_special(special))
+    """WordPiece as BERT uses it (Devlin et al. 1810.04805): lower case, accents off, each Han character by itself.
+
+    The trainer numbers the letters inside words in the order of a hash table, which is another one every time, and breaks
+    ties between pairs by these numbers. So it is given them as special tokens, in order; they are plain ones afterwards.
+    """
+    texts = list(texts)
+    inner = read_wordpiece([], lowercase=True)
+    first = [*_special(special), *_inside_words(texts, inner)]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, show_progress=False, special_tokens=first)
     inner.train_from_iterator(texts, trainer)
-    return _with_bert_frame(inner)
+    numbers = inner.get_vocab()
+    trained = read_wordpiece(sorted(numbers, key=numbers.__getitem__), lowercase=True)
+    trained.add_special_tokens(_special(special))
+    return trained
+
+
+def _inside_words(texts: Iterable[str], inner: tokenizers.Tokenizer) -> list[str]:
+    """`##x` for every character that can follow another in a word, sorted."""
+    found: set[str] = set()
+    for character in set().union(*texts):
+        shown = inner.normalizer.normalize_str(f"a{character}a")
+        for piece, _ in inner.pre_tokenizer.pre_tokenize_str(shown):
+            found.update(piece[1:])
+    return [f"##{character}" for character in sorted(found)]
 
 
 def read_wordpiece(vocabulary: Sequence[str], lowercase: bool) -> tokenizers.Tokenizer:
