@@ -38,7 +38,8 @@ class SourceConfig(Config):
 class DataConfig(Config):
     source: str = "python-docs"
     """`python-docs` (Python's own documentation, always present), or a file, folder or glob of .txt, .md, .py, .rst, .jsonl,
-    .csv, .tsv, .parquet (each also .gz, .bz2, .xz, .zst), a folder saved by `datasets`, or `hf:owner/name` of the hub."""
+    .csv, .tsv, .parquet (each also .gz, .bz2, .xz, .zst), a folder saved by `datasets`, or `hf:owner/name` of the hub. Rows of
+    a task may also be a .json file: a list of rows, or SQuAD's format."""
     sources: list[SourceConfig] = Field(default_factory=list)
     """A mixture of several, instead of `source`: `[{source: a.csv, weight: 2}, {source: b.txt}]`."""
     mixture_seed: int = Field(1, ge=0)
@@ -60,7 +61,7 @@ class DataConfig(Config):
     """File, folder or glob with rows that are only looked at once, at the end (not for language_model)."""
     hold_out: Literal["auto", "random", "stratified", "grouped", "time"] = "auto"
     """How rows of a task are held out by a share: at random by the text, each label alike, whole groups, or the latest; `auto`:
-    each label alike for classification, else at random."""
+    each label alike for classification, all questions of a context together for span_qa, else at random."""
     hold_out_by: str | None = None
     """Column of the group or the time, for hold_out grouped and time."""
     leakage: Literal["refuse", "allow"] = "refuse"
@@ -111,12 +112,13 @@ class TokenizerConfig(Config):
 
 
 class TaskConfig(Config):
-    kind: Literal["language_model", "classification", "masked_lm"] = "language_model"
-    """What is learned: to continue text; a label for a text; words that were hidden."""
+    kind: Literal["language_model", "classification", "masked_lm", "span_qa", "similarity"] = "language_model"
+    """What is learned: to continue text; a label for a text; words that were hidden; where in a text the answer to a question
+    stands; which texts belong together."""
     text: str = "text"
-    """Column of the text (all but language_model, whose column is data.text_column)."""
+    """Column of the text (classification, masked_lm, similarity; that of language_model is data.text_column)."""
     text_pair: str | None = None
-    """Column of a second text that is read with the first."""
+    """Column of a second text: read with the first (classification), or what belongs to it (similarity)."""
     label: str = "label"
     """Column of the label (classification)."""
     labels: list[str] | None = Field(None, min_length=2)
@@ -124,9 +126,25 @@ class TaskConfig(Config):
     max_tokens: int | None = Field(None, ge=8)
     """Longest sequence a text becomes; null: model.context, and at most 256 with model.huggingface."""
     stride: int | None = Field(None, ge=1)
-    """A text longer than max_tokens is read in windows that overlap by so many tokens; null: its end is cut off."""
+    """A text longer than max_tokens is read in windows that overlap by so many tokens; null: its end is cut off (span_qa:
+    windows that overlap by max_answer_tokens)."""
     mask: float = Field(0.15, gt=0, lt=1)
     """masked_lm: share of tokens to be predicted (Devlin et al. 1810.04805)."""
+    question: str = "question"
+    """Column of the question (span_qa)."""
+    context: str = "context"
+    """Column of the text in which the answer stands (span_qa)."""
+    answer: str = "answer"
+    """Column of the answer (span_qa): a text of the context, empty where it holds none; or SQuAD's text and answer_start."""
+    answer_start: str = "answer_start"
+    """Column with the place of the answer in characters (span_qa); rows without it take the first place where it stands."""
+    max_answer_tokens: int = Field(40, ge=1)
+    """Longest answer that is given, in tokens (span_qa)."""
+    score: str | None = None
+    """Column of numbers that say how like the two texts are (similarity); null: each pair belongs together, and the other pairs
+    of a micro-batch do not."""
+    temperature: float = Field(0.05, gt=0)
+    """similarity: what cosines are divided by when a text is to find its own among those of the micro-batch."""
 
 
 class TrainConfig(Config):
@@ -259,6 +277,10 @@ class Recipe(Config):
                 raise ValueError("data.hold_out: is for tasks with rows; language_model holds out documents by their text")
             if self.train.batching != "packed":
                 raise ValueError(f"train.batching: language_model reads one stream, always packed, not {self.train.batching}")
+        elif self.task.kind == "span_qa" and self.data.clean.changes_text:
+            raise ValueError("data.clean: would move the answers of span_qa inside their texts; clean the files before")
+        elif self.task.kind == "similarity" and self.task.text_pair is None:
+            raise ValueError("task.text_pair: similarity needs it, the column of the text that belongs to task.text")
         elif self.data.sources:
             raise ValueError(f"data.sources: a mixture is for language_model; give {self.task.kind} one data.source")
         elif self.train.compile:

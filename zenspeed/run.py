@@ -15,7 +15,13 @@ from zenspeed.models.heads import Head
 from zenspeed.recipe import Recipe
 from zenspeed.text.tokenizer import Tokenizer
 
-HEADS: dict[str, Head] = {"language_model": "language", "classification": "label", "masked_lm": "masked"}
+HEADS: dict[str, Head] = {
+    "language_model": "language",
+    "classification": "label",
+    "masked_lm": "masked",
+    "span_qa": "span",
+    "similarity": "embedding",
+}
 """What stands on the model of each task."""
 
 

@@ -165,11 +165,35 @@ def minilm() -> Path:
     return folder
 
 
+def questions() -> Path:
+    """Questions whose answers stand in Python's reference, as SQuAD has them; built from sentences by rules."""
+    from documentation import questions
+
+    return questions()
+
+
+def knowledge() -> Path:
+    """Python's reference as a knowledge base, and questions to it that it answers or does not."""
+    from documentation import knowledge
+
+    return knowledge()
+
+
+def search() -> Path:
+    """First lines of docstrings (queries) and their bodies, of the standard library."""
+    from documentation import search
+
+    return search()
+
+
 SETS: dict[str, Callable[[], Path]] = {
     "sentiment-en": sentiment_en,
     "sentiment-three": sentiment_three,
     "sentiment-zh": sentiment_zh,
     "topics-en": topics_en,
+    "questions": questions,
+    "knowledge": knowledge,
+    "search": search,
     "minilm": minilm,
 }
 

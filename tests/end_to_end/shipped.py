@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,10 +48,27 @@ def _labels(path: Path, task: TaskConfig) -> None:
         csv.writer(file).writerows([(task.text, task.label), *rows])
 
 
+def _questions(path: Path, task: TaskConfig) -> None:
+    context = " ".join(WORDS)
+    rows = [
+        {task.question: f"what is word {i} of {i % 5} ?", task.context: f"{i} {context}", task.answer: WORDS[i % 11]}
+        for i in range(60)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _pairs(path: Path, task: TaskConfig) -> None:
+    rows = [(f"{WORDS[i % 9]} number {i}", f"{i} {WORDS[i % 9]} it is") for i in range(60)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([(task.text, task.text_pair), *rows])
+
+
 DATA: dict[str, tuple[str, Callable[[Path, TaskConfig], None]]] = {
     "language_model": ("data.txt", _text),
     "masked_lm": ("data.txt", _text),
     "classification": ("data.csv", _labels),
+    "span_qa": ("data.jsonl", _questions),
+    "similarity": ("data.csv", _pairs),
 }
 """Of every task kind: name of the file, and what writes it with the columns that the recipe's task names."""
 

@@ -7,12 +7,13 @@ counts what was read and what could not be, and quotes the first of those with f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from zenspeed.config import InputError
 from zenspeed.data.files import source_files
 from zenspeed.data.read_arrow import read_arrow, read_parquet
+from zenspeed.data.read_json import read_json
 from zenspeed.data.read_lines import read_json_lines, read_text_lines
 from zenspeed.data.read_table import read_table
 from zenspeed.data.reading import BadRow, OnBadRow, ReadReport, Row, columns_of, no_column, value_of
@@ -25,6 +26,8 @@ __all__ = ["BadRow", "ReadReport", "Row", "RowOptions", "read_file", "read_file_
 class RowOptions:
     columns: tuple[str, ...] = ()
     """Columns that every row must have; `a.b` is the field `b` inside the column `a`, and comes as row["a.b"]."""
+    keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Keys of the recipe that name these columns, for messages."""
     only: bool = False
     """Leaves the other columns out."""
     on_bad_row: OnBadRow = "stop"
@@ -68,7 +71,12 @@ def read_file_rows(path: Path, options: RowOptions, report: ReadReport) -> Itera
             continue
         missing = [c for c in options.columns if not value_of(row, c)[0]]
         if missing:
-            message = no_column(str(path) if table else f"{path}:{number}", missing[0], columns_of(row))
+            message = no_column(
+                str(path) if table else f"{path}:{number}",
+                missing[0],
+                columns_of(row),
+                options.keys.get(missing[0], "data.text_column"),
+            )
             if table and not any(value_of(row, c.split(".")[0])[0] for c in missing):
                 raise InputError(message)
             report.bad(BadRow(*message.split(": ", 1)), options.on_bad_row)
@@ -93,6 +101,8 @@ def read_file(path: Path, options: RowOptions) -> Iterator[tuple[int, Row | BadR
         return read_table(path, "," if suffix == ".csv" else "\t", options.encoding)
     if suffix in (".jsonl", ".ndjson"):
         return read_json_lines(path, options.encoding)
+    if suffix == ".json":
+        return read_json(path, options.encoding)
     if suffix == ".parquet":
         return enumerate(read_parquet(path, options.columns if options.only else None), 1)
     if suffix == ".arrow":

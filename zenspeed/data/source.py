@@ -151,17 +151,17 @@ def sections(blocks: Iterable[str], size: int) -> Iterator[str]:
     for block in blocks:
         text, start = text + block, 0
         while len(text) - start > 2 * size:
-            cut = _cut(text, start, size)
+            cut = section_end(text, start, size)
             yield _without_blank_edges(text[start:cut])
             start = cut
         text = text[start:]
     while text:
-        cut = _cut(text, 0, size)
+        cut = section_end(text, 0, size)
         yield _without_blank_edges(text[:cut])
         text = text[cut:]
 
 
-def _cut(text: str, start: int, size: int) -> int:
+def section_end(text: str, start: int, size: int) -> int:
     """Where the section that begins at `start` ends; looks at no character beyond start + 2 * size."""
     low, high = start + size, start + 2 * size
     if len(text) <= low:

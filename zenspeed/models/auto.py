@@ -246,7 +246,8 @@ class AutoTransformer(nn.Module):
                 "decoder_input_ids": inputs["input_ids"],
                 "decoder_attention_mask": inputs["attention_mask"],
             }
-        if token_types is not None and "token_type_ids" in self._accepted:
+        many_types = getattr(self.model.config, "type_vocab_size", 2) > 1  # RoBERTa takes types, but has only one
+        if token_types is not None and many_types and "token_type_ids" in self._accepted:
             inputs["token_type_ids"] = rows.spread(token_types, 0)
         output = self.model(**inputs)
         if self.kind == "label":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -23,6 +24,11 @@ class Place(NamedTuple):
     autocast: AbstractContextManager[Any]
     rank: int = 0
     ranks: int = 1
+
+
+def place_of(recipe: Recipe) -> Place:
+    """One process, in the precision that the run was trained in."""
+    return Place(torch.autocast("cpu", torch.bfloat16) if recipe.train.precision == "bf16" else nullcontext())
 
 
 class Task(ABC):

@@ -77,12 +77,24 @@ def open_rows(recipe: Recipe, progress: Callable[[str], None] | None) -> RowData
 def text_columns(recipe: Recipe) -> list[str]:
     """Columns of text that the task reads."""
     task = recipe.task
+    if task.kind == "span_qa":
+        return [task.question, task.context]
     return [task.text, *([task.text_pair] if task.text_pair else [])]
 
 
 def answer_columns(recipe: Recipe) -> list[str]:
     """Columns of what the task is to say, which rows to be answered need not have."""
-    return {"classification": [recipe.task.label]}.get(recipe.task.kind, [])
+    task = recipe.task
+    scores = [task.score] if task.score else []
+    return {"classification": [task.label], "span_qa": [task.answer], "similarity": scores}.get(task.kind, [])
+
+
+def _keys(recipe: Recipe) -> dict[str, str]:
+    """Column -> the key that names it."""
+    task = recipe.task
+    names = {"classification": ("text", "text_pair", "label"), "span_qa": ("question", "context", "answer")}
+    used = names.get(task.kind, ("text", "text_pair", "score"))
+    return {str(column): f"task.{name}" for name in used if (column := getattr(task, name)) is not None}
 
 
 def read_split(recipe: Recipe, source: str, *, answers: bool = True) -> Rows:
@@ -104,10 +116,11 @@ class _Reader:
             return [{task.text: text} for text in documents(data, source)]  # cleaned there
         columns = [*text_columns(self._recipe), *self._answers]
         options = RowOptions(
-            columns=tuple(columns),
+            columns=tuple(dict.fromkeys(columns)),
+            keys=_keys(self._recipe),
             on_bad_row=data.on_bad_row,
             encoding=data.encoding,
-            line_column=task.text,
+            line_column=text_columns(self._recipe)[0],
             split=data.split,
             endpoint=data.endpoint,
         )
@@ -135,8 +148,9 @@ class _Reader:
         for row in rows:
             by_label.setdefault(str(row[task.label]) if task.kind == "classification" else "", []).append(row)
         for group in by_label.values():
-            first = {str(row[task.text]): row for row in reversed(group)}
-            kept += [first[text] for text in Distinct(kind)(str(row[task.text]) for row in group)]
+            texts = [_whole_text(self._recipe, row) for row in group]
+            first = dict(zip(reversed(texts), reversed(group), strict=True))
+            kept += [first[text] for text in Distinct(kind)(texts)]
         self._repeated += len(rows) - len(kept)
         return kept
 
@@ -146,17 +160,23 @@ class _Reader:
 
 
 def _check_leakage(recipe: Recipe, train: Rows, validation: Rows, test: Rows | None, say: Callable[[str], None]) -> None:
-    column, data = recipe.task.text, recipe.data
+    data = recipe.data
+    seen = [{"text": _whole_text(recipe, row)} for row in train]
     for rows, key in ((validation, "data.validation"), (test, "data.test")):
         if rows is None:
             continue
-        found = check_leakage(train, rows, column)
+        found = check_leakage(seen, [{"text": _whole_text(recipe, row)} for row in rows], "text")
         if not found.exact + found.near:
             continue
         message = str(found).replace("test row", f"{key.removeprefix('data.')} row")
         if data.leakage == "refuse" and (key == "data.test" or isinstance(data.validation, str)):
             raise InputError(f"{key}: {message}; take them out of one side, or go on with data.leakage=allow")
         say(f"data: {message}")
+
+
+def _whole_text(recipe: Recipe, row: dict[str, Any]) -> str:
+    """All that the task reads of a row."""
+    return "\n".join(str(row[column]) for column in text_columns(recipe))
 
 
 def is_text(source: str) -> bool:
@@ -167,13 +187,18 @@ def is_text(source: str) -> bool:
 
 def _hold_out(rows: Rows, recipe: Recipe, share: float) -> tuple[Rows, Rows]:
     """(training, validation) rows; what is held out depends on the rows and not on the run's seed."""
-    task, kind = recipe.task, recipe.data.hold_out
+    task, kind, by = recipe.task, recipe.data.hold_out, recipe.data.hold_out_by
     if kind == "auto":
-        kind = "stratified" if task.kind == "classification" else "random"
-    by = task.label if kind == "stratified" else recipe.data.hold_out_by
+        kind = "random"
+        if task.kind == "classification":
+            kind = "stratified"
+        elif task.kind == "span_qa":  # a text is not asked about on both sides
+            kind, by = "grouped", by or task.context
+    if kind == "stratified":
+        by = task.label
     if kind in ("grouped", "time") and by is None:
         raise InputError(f"data.hold_out: {kind} needs data.hold_out_by, the column of the {kind.removesuffix('ed')}")
-    parts = split_rows(rows, SplitOptions(kind=kind, text=task.text, by=by, validation=share, test=0.0))
+    parts = split_rows(rows, SplitOptions(kind=kind, text=text_columns(recipe)[0], by=by, validation=share, test=0.0))
     return parts.train, parts.validation
 
 
@@ -183,6 +208,6 @@ def _tokenizer(recipe: Recipe, train: Rows) -> Tokenizer:
         return Tokenizer.load(settings.folder)
     if recipe.model.huggingface is not None:
         return Tokenizer.load(Path(recipe.model.huggingface))
-    texts = (str(row[column]) for row in train for column in text_columns(recipe))
+    texts = dict.fromkeys(str(row[column]) for row in train for column in text_columns(recipe))
     special = settings.special_tokens or ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
     return Tokenizer.train(settings.kind, texts, settings.vocab_size, special_tokens=special)

@@ -68,8 +68,12 @@ def windows(tokens: np.ndarray, longest: int, stride: int | None) -> list[np.nda
         return [tokens]
     if stride is None:
         return [tokens[:longest]]
-    starts = [*range(0, len(tokens) - longest, longest - stride), len(tokens) - longest]
-    return [tokens[s : s + longest] for s in starts]
+    return [tokens[s : s + longest] for s in window_starts(len(tokens), longest, stride)]
+
+
+def window_starts(length: int, longest: int, stride: int) -> list[int]:
+    """Where windows of `longest` that overlap by `stride` begin in a text of `length`; the last one ends with the text."""
+    return [*range(0, length - longest, longest - stride), max(0, length - longest)]
 
 
 def _check(room: int, stride: int | None) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
-
-import torch
 
 from zenspeed.evaluate.interval import Figure
 from zenspeed.evaluate.run import evaluate_run as evaluate_language
 from zenspeed.run import open_run
-from zenspeed.tasks.base import Place
+from zenspeed.tasks.base import place_of
 from zenspeed.tasks.data import read_split
 from zenspeed.tasks.open import ROW_TASKS, open_task
 
@@ -25,7 +22,7 @@ def evaluate_run(folder: Path, source: str | None = None, checkpoint: str | None
     recipe = opened.recipe
     if recipe.task.kind == "language_model":
         return evaluate_language(folder, source, checkpoint)
-    place = Place(torch.autocast("cpu", torch.bfloat16) if recipe.train.precision == "bf16" else nullcontext())
+    place = place_of(recipe)
     if source is None:
         return open_task(recipe, None).evaluate(opened.model, place)
     task = ROW_TASKS[recipe.task.kind].of_run(recipe, opened.tokenizer)

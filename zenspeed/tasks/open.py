@@ -10,8 +10,15 @@ from zenspeed.tasks.classification import ClassificationTask
 from zenspeed.tasks.language import LanguageTask
 from zenspeed.tasks.masked import MaskedTask
 from zenspeed.tasks.rows import RowTask
+from zenspeed.tasks.similarity import SimilarityTask
+from zenspeed.tasks.spans import SpanTask
 
-ROW_TASKS: dict[str, type[RowTask]] = {"classification": ClassificationTask, "masked_lm": MaskedTask}
+ROW_TASKS: dict[str, type[RowTask]] = {
+    "classification": ClassificationTask,
+    "masked_lm": MaskedTask,
+    "span_qa": SpanTask,
+    "similarity": SimilarityTask,
+}
 TASKS: dict[str, type[Task]] = {"language_model": LanguageTask, **ROW_TASKS}
 
 

@@ -18,6 +18,7 @@ from zenspeed.data.batch import Batch
 from zenspeed.data.examples import EpochOrder, Ragged
 from zenspeed.data.packing import Layout, document_numbers, fill, pack, pad
 from zenspeed.evaluate.interval import Figure, Undefined
+from zenspeed.models.presets import ModelConfig
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place, Task, sum_over_ranks
 from zenspeed.tasks.data import RowData
@@ -119,7 +120,7 @@ class RowTask(Task):
             "tokens": fill(layout, [examples.tokens[i] for i in indices], self.padding),
             "documents": document_numbers(layout, lengths),
         }
-        if examples.token_types is not None:
+        if examples.token_types is not None and reads_token_types(self.recipe.model):
             inputs["token_types"] = fill(layout, [examples.token_types[i] for i in indices], 0)
         return self.with_targets(inputs, examples, indices, layout, seed)
 
@@ -202,6 +203,11 @@ class RowTask(Task):
         model.train(was_training)
         sum_over_ranks([out], place.ranks)
         return out.numpy()
+
+
+def reads_token_types(model: ModelConfig) -> bool:
+    """Whether the model tells a second text from the first by its type; RoBERTa has one type for all."""
+    return model.architecture == "transformers" or model.token_types > 1
 
 
 def by_tokens(lengths: np.ndarray, most: int) -> Iterator[np.ndarray]:

@@ -42,3 +42,8 @@ class CleanConfig(Config):
     @property
     def does_anything(self) -> bool:
         return self != CleanConfig()
+
+    @property
+    def changes_text(self) -> bool:
+        """Whether a text may come out other than it went in, and not only be left out."""
+        return any((self.repair, self.unicode, self.markup, self.pii, self.lowercase, self.punctuation, self.stop_words))
