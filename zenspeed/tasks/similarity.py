@@ -141,13 +141,16 @@ class SimilarityTask(RowTask):
         """Loss; and of pairs with scores the correlation, of others how well each first text finds its second among all."""
         first, second = (self.embed(model, texts, place) for texts in self._pairs(examples.rows, "the rows"))
         size = self.recipe.train.micro_batch_size or len(first)
-        losses = np.concatenate([
-            self._loss(*(torch.from_numpy(x[i : i + size]) for x in (first, second, examples.targets))).numpy()
+        groups = [
+            self._loss(*(torch.from_numpy(x[i : i + size]) for x in (first, second, examples.targets))).double().numpy()
             for i in range(0, len(first), size)
-        ])  # fmt: skip
-        loss = ratio_interval(
-            losses, np.ones(len(losses)), f"mean loss of a pair among {size} in the order of the rows, in nats"
-        )
+        ]
+        if self.recipe.task.score is None:
+            definition = f"mean loss of a pair among {size} in the order of the rows, in nats"
+            loss = ratio_interval(np.concatenate(groups), np.ones(len(first)), definition)
+        else:  # one loss for all pairs of a group
+            sums, counts = np.array([group.sum() for group in groups]), np.array([float(len(group)) for group in groups])
+            loss = ratio_interval(sums, counts, f"mean loss of the order of {size} pairs, in the order of the rows, in nats")
         found = self.score(self._predictions(examples.rows, first, second))
         return {"loss": loss} | {name: figure for name, figure in found.items() if isinstance(figure, Figure)}
 
