@@ -204,6 +204,7 @@ struct Engine {
       if (phase == IDLE_PHASE) {
         if (until_idle || stop) return;
         if (++spins > 20000) state.wait(v), spins = 0;
+        else if (spins % 1000 == 0) sched_yield();
         else relax();
         continue;
       }

@@ -55,7 +55,7 @@ def serve_forever(plan: Plan) -> int:
     listener = _listen(plan.host, plan.port)
     config = uvicorn.Config(
         app, http=_Protocol, ws="none", log_config=None, log_level="warning", access_log=False, server_header=False,
-        timeout_graceful_shutdown=int(plan.drain_seconds), limit_concurrency=plan.limits.in_all + 100, backlog=512,
+        timeout_graceful_shutdown=int(plan.drain_seconds), backlog=512,
     )  # fmt: skip
     server = _Server(config)
     _say_where(plan, listener)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 
 from zenspeed.serve import answers
 from zenspeed.serve.deploy import Models, Served
@@ -21,6 +21,7 @@ from zenspeed.serve.shapes import (
     SearchRequest,
     TextRequest,
 )
+from zenspeed.serve.vectors import decode_vector, encode_vector
 
 
 def add_task_routes(app: FastAPI, models: Models, limits: Limits, metrics: Metrics) -> None:
@@ -44,14 +45,14 @@ def add_task_routes(app: FastAPI, models: Models, limits: Limits, metrics: Metri
         metrics.tokens(served.name, event["prompt_tokens"], 0)
         return event["value"], event["prompt_tokens"]
 
-    @app.post("/v1/embeddings")
-    async def embeddings(body: EmbeddingRequest) -> dict[str, Any]:
+    @app.post("/v1/embeddings", response_model=None)
+    async def embeddings(body: EmbeddingRequest) -> JSONResponse:
         """Vectors of length 1."""
         served = models.find(body.model, "embeddings")
         vectors, tokens = await ask(served, "embed", texts_of(body.input))
         data = []
         for index, vector in enumerate(vectors):
-            array = np.asarray(vector, "<f4")
+            array = decode_vector(vector)
             if body.dimensions is not None:
                 if body.dimensions > len(array):
                     raise Problem(
@@ -59,12 +60,10 @@ def add_task_routes(app: FastAPI, models: Models, limits: Limits, metrics: Metri
                     )
                 array = array[: body.dimensions]
                 array = array / max(float(np.linalg.norm(array)), 1e-12)
-            coded = (
-                base64.b64encode(array.astype("<f4").tobytes()).decode() if body.encoding_format == "base64" else array.tolist()
-            )
+            coded = encode_vector(array) if body.encoding_format == "base64" else array.tolist()
             data.append({"object": "embedding", "index": index, "embedding": coded})
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return {"object": "list", "data": data, "model": served.name, "usage": usage}
+        return JSONResponse({"object": "list", "data": data, "model": served.name, "usage": usage})
 
     @app.post("/v1/classify")
     async def classify(body: ClassifyRequest) -> dict[str, Any]:
@@ -107,7 +106,7 @@ def add_task_routes(app: FastAPI, models: Models, limits: Limits, metrics: Metri
         served = models.find(body.model, "search")
         texts = [*texts_of(body.query, "query"), *texts_of(body.documents, "documents")]
         vectors, tokens = await ask(served, "embed", texts)
-        array = np.asarray(vectors, np.float32)
+        array = np.stack([decode_vector(vector) for vector in vectors])
         scores = array[1:] @ array[0]
         best = np.argsort(-scores, kind="stable")[: body.top]
         data = [{"index": int(i), "score": round(float(scores[i]), 6), "document": body.documents[i]} for i in best]

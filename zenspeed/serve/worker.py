@@ -34,6 +34,7 @@ from zenspeed.serve.opened import Opened, open_model
 from zenspeed.serve.plain import PlainCore
 from zenspeed.serve.predicting import Predictor, row_of, without_each
 from zenspeed.serve.prompts import flatten
+from zenspeed.serve.vectors import encode_vector
 
 PROBES = (
     "The quick brown fox jumps over the lazy dog, and then it sleeps.",
@@ -218,7 +219,7 @@ class Worker:
                 text = str(results) if kind == "input" else type(results).__name__
                 self._give({"id": key, "event": "error", "kind": kind, "message": text})
                 return
-            values = [r.tolist() for r in results] if work == "embed" else results
+            values = [encode_vector(r) for r in results] if work == "embed" else results
             self._give({"id": key, "event": "result", "value": values, "prompt_tokens": counted})
 
         self._predictor.submit(work, rows, done)
