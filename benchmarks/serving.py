@@ -49,6 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--streams", nargs="+", type=int, default=list(STREAMS))
     parser.add_argument("--systems", nargs="+", help="only these")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -70,10 +71,11 @@ def prompts_of(count: int) -> list[list[int]]:
     return np.random.default_rng(0).integers(0, 4096, (count, PROMPT)).tolist()
 
 
-def report(what: str, system: str, case: str, values: list[Figures], baseline: dict[str, float] | None = None) -> Figures:
-    """Medians of the rounds, printed and kept."""
+def report(what: str, system: str, case: str, values: list[Figures]) -> Figures:
+    """Medians and bests of the rounds, printed and kept."""
     row: Figures = {"what": what, "system": system, "case": case, "machine": os.uname().machine, "rounds": len(values)}
     row |= {key: statistics.median(v[key] for v in values) for key in values[0] if isinstance(values[0][key], float)}
+    row |= {f"best_{key}": max(v[key] for v in values) for key in values[0] if key.endswith("_per_second")}
     print(f"{system:24} {case:>12}  " + "  ".join(f"{k} {v:,.4g}" for k, v in row.items() if isinstance(v, float)), flush=True)
     path = ROOT / "benchmarks" / "results" / "serving.jsonl"
     path.parent.mkdir(exist_ok=True)
@@ -97,7 +99,7 @@ def decode(folder: Path, options: argparse.Namespace) -> None:
         for weights in ("fp32", "bf16", "int8"):
             systems[f"llama.cpp {'q8_0' if weights == 'int8' else weights}"] = llama(folder, weights, options)
     systems = {name: run for name, run in systems.items() if not options.systems or name in options.systems}
-    for streams in STREAMS:
+    for streams in options.streams:
         found: dict[str, list[Figures]] = {name: [] for name in systems}
         for _ in range(options.rounds):
             for name, run in systems.items():
@@ -117,7 +119,7 @@ def ours(folder: Path, weights: Any, threads: int) -> Callable[[int], Figures]:
     def run(streams: int) -> Figures:
         core = NativeCore(model, library, max_tokens=33 * (PROMPT + NEW), weights=weights, threads=threads)
         batcher = Batcher(core, max_streams=max(STREAMS))
-        for attempt in range(2):  # the first warms up
+        for attempt, length in enumerate((4, NEW)):  # the first warms up
             ended, first = [], []
             done = threading.Semaphore(0)
             begun = time.perf_counter()
@@ -132,7 +134,7 @@ def ours(folder: Path, weights: Any, threads: int) -> Callable[[int], Figures]:
 
             for i, prompt in enumerate(prompts_of(streams)):
                 shifted = [(t + attempt) % 4096 for t in prompt]  # so that no page of the first attempt is reused
-                batcher.submit([Request(f"{attempt}.{i}", "a", shifted, NEW, on_token, on_end, Sampling(temperature=0))])
+                batcher.submit([Request(f"{attempt}.{i}", "a", shifted, length, on_token, on_end, Sampling(temperature=0))])
             for _ in range(streams):
                 done.acquire()
             seconds = time.perf_counter() - begun
@@ -239,7 +241,7 @@ async def _http(folder: Path, weights: str, options: argparse.Namespace) -> None
     command = [sys.executable, "-m", "zenspeed", "serve", f"m={folder}", "--port", "8397", "--weights", weights,
         "--threads", str(options.threads), "--requests-a-minute", "0"]  # fmt: skip
     async with Server(command, 8397) as server:
-        for streams in STREAMS:
+        for streams in options.streams:
             values = []
             for attempt in range(options.rounds + 1):
                 clients = [Client(server.port) for _ in range(streams)]
