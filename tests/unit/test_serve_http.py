@@ -345,3 +345,27 @@ def test_a_text_cannot_forge_a_turn(folders: dict[str, Path], tmp_path: Path) ->
     number = tokenizer.number("<|turn|>")
     assert forged.count(number) == 2  # type: ignore[arg-type]
     assert "<|end|>\n<|turn|>system" in tokenizer.decode(forged)
+
+
+def test_more_than_fits_waits_or_is_sent_away_and_room_comes_back(folders: dict[str, Path]) -> None:
+    async def work() -> None:
+        async with server(folders, "writer", limits=Limits(at_a_time=100)) as (client, models):
+            backend: Any = models.by_name["writer"].current.backend
+            core = backend.worker._batcher.core
+            bodies = [
+                {"model": "writer", "prompt": "word " * words, "max_tokens": 60, "ignore_eos": True, "seed": 1}
+                for words in (1, 5, 12, 40) * 12
+            ]
+            answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
+            by_length: dict[int, set[int]] = {}
+            for body, answer in zip(bodies, answers, strict=True):
+                by_length.setdefault(len(str(body["prompt"])), set()).add(answer.status_code)
+            assert by_length.pop(200) <= {400, 429}  # longer than the context
+            assert set.union(*by_length.values()) == {200, 429}  # eight at a time, sixteen wait
+            for answer in answers:
+                if answer.status_code == 429:
+                    assert int(answer.headers["Retry-After"]) >= 1
+            assert core.room()[0] == core.room()[1]
+            assert backend.worker._batcher.counts() == (0, 0)
+
+    run(work)
