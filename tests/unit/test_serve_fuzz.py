@@ -27,11 +27,12 @@ def fuzz() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["writer", "judge", "vectors"])
+@pytest.mark.parametrize("name", ["writer", "judge", "vectors", "finder"])
 def test_no_request_is_the_servers_fault(folders: dict[str, Path], fuzz: ModuleType, name: str) -> None:
     probe = {
         "writer": ("/v1/completions", {"model": "writer", "prompt": "The", "max_tokens": 9, "temperature": 0}),
         "judge": ("/v1/classify", {"model": "judge", "input": "a good film"}),
+        "finder": ("/v1/answer", {"model": "finder", "question": "who?", "context": "Anna wrote it."}),
         "vectors": ("/v1/embeddings", {"model": "vectors", "input": "a good film"}),
     }[name]
 

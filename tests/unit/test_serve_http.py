@@ -33,7 +33,7 @@ Chat = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A language model, a classifier and a model of sentences, of random weights, in Hugging Face layout."""
+    """A language model, a classifier, one of sentences, one that finds answers; random weights, Hugging Face layout."""
     root = tmp_path_factory.mktemp("models")
     small: dict[str, Any] = {"layers": 2, "width": 32, "heads": 2, "context": 64}
     tokenizer = Tokenizer.train("bpe", list(topics.values())[:8], 300)
@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     to_huggingface(model, root / "writer", tokenizer.end_of_text)
     tokenizer.save(root / "writer")
     pieces = Tokenizer.train("wordpiece", list(topics.values())[:8], 300)
-    for name, head, labels in (("judge", "label", 2), ("vectors", "embedding", 0)):
+    for name, head, labels in (("judge", "label", 2), ("vectors", "embedding", 0), ("finder", "span", 0)):
         encoder = build_model(ModelConfig(preset="bert", **small), pieces.vocab_size, head, labels)  # type: ignore[arg-type]
         encoder.init_weights(2)  # type: ignore[operator]
         to_huggingface(encoder, root / name, pieces.end_of_text, ["bad", "good"] if labels else ())
@@ -147,9 +147,9 @@ def test_several_prompts_stop_strings_and_echo(folders: dict[str, Path]) -> None
 
 def test_tasks_and_vectors(folders: dict[str, Path]) -> None:
     async def work() -> None:
-        async with server(folders, "writer", "judge", "vectors") as (client, _):
+        async with server(folders, "writer", "judge", "vectors", "finder") as (client, _):
             ai = official(client)
-            assert sorted([model.id async for model in ai.models.list()]) == ["judge", "vectors", "writer"]
+            assert sorted([model.id async for model in ai.models.list()]) == ["finder", "judge", "vectors", "writer"]
             assert (await ai.models.retrieve("judge")).id == "judge"
             vectors = await ai.embeddings.create(model="vectors", input=["one text", "another, longer text"])
             array = np.array([entry.embedding for entry in vectors.data])
@@ -171,6 +171,11 @@ def test_tasks_and_vectors(folders: dict[str, Path]) -> None:
                 await client.post("/v1/classify", json={"model": "judge", "input": "a good film 好", "explain": True})
             ).json()
             assert [word["word"] for word in why["data"][0]["words"]] == ["a", "good", "film", "好"]
+            body = {"model": "finder", "question": "who?", "context": "😀 Anna wrote it. " * 30}
+            answer = (await client.post("/v1/answer", json=body)).json()
+            assert answer["prediction"] == body["context"][answer["start"] : answer["end"]]
+            without = await client.post("/v1/answer", json={"model": "finder", "question": "who?"})
+            assert "give it as context" in without.json()["error"]["message"]
 
     run(work)
 

@@ -32,6 +32,13 @@ ENDPOINTS: dict[str, tuple[str, ...]] = {
 """What a model of each kind answers."""
 
 
+_TASKS_OF_FOLDERS: dict[str, dict[str, Any]] = {
+    "classification": {"kind": "classification"},
+    "span_qa": {"kind": "span_qa"},
+    "embedding": {"kind": "similarity", "text_pair": "text_pair"},
+}
+
+
 class Opened(NamedTuple):
     """A model with all that is needed to answer."""
 
@@ -74,7 +81,8 @@ def _open_run(folder: Path) -> Opened:
     task = ROW_TASKS[kind].of_run(recipe, tokenizer) if kind in ROW_TASKS else None
     card = _card(run.model, kind) | {
         "source": "run", "step": run.checkpoint.state.get("step"), "labels": list(recipe.task.labels or []),
-        "data": recipe.data.source, "pair": recipe.task.text_pair is not None, "figures": _figures(folder),
+        "data": recipe.data.source, "pair": kind == "classification" and recipe.task.text_pair is not None,
+        "figures": _figures(folder),
     }  # fmt: skip
     return Opened(kind, run.model, tokenizer, prompts, frozenset([end]), task, _place(recipe), card)
 
@@ -88,16 +96,13 @@ def _open_folder(folder: Path) -> Opened:
         raise InputError(f"{folder}: a {theirs.get('model_type')} with a {head} head is not served; a run of it may be")
     tokenizer = Tokenizer.load(folder)
     prompts = Prompts(tokenizer, folder, tokenizer.begin()) if kind == "language_model" else None
-    recipe = Recipe.model_validate({"data": {"source": str(folder)}, "model": loaded.config.model_dump()})
     labels = [theirs["id2label"][k] for k in sorted(theirs.get("id2label") or {}, key=int)]
     task = None
-    if kind == "classification":
-        named = {"kind": kind, "labels": labels if len(labels) > 1 else None}
-        recipe = recipe.model_copy(update={"task": type(recipe.task).model_validate(named)})
-    if kind in ROW_TASKS:
-        if kind != recipe.task.kind:
-            recipe = recipe.model_copy(update={"task": type(recipe.task).model_validate({"kind": kind})})
-        task = ROW_TASKS[kind].of_run(recipe, tokenizer)
+    if kind in _TASKS_OF_FOLDERS:
+        named = _TASKS_OF_FOLDERS[kind] | ({"labels": labels} if kind == "classification" and len(labels) > 1 else {})
+        fields = {"data": {"source": str(folder)}, "model": loaded.config.model_dump(), "task": named}
+        recipe = Recipe.model_validate(fields)
+        task = ROW_TASKS[recipe.task.kind].of_run(recipe, tokenizer)
     stop = {tokenizer.end_of_text, *_ends(folder, theirs)}
     card = _card(model, kind) | {"source": "folder", "labels": labels, "figures": {}}
     return Opened(kind, model, tokenizer, prompts, frozenset(stop), task, Place(nullcontext()), card)

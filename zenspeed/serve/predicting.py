@@ -8,16 +8,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-
-from zenspeed.data.batch import Batch
-from zenspeed.data.packing import document_numbers, fill, pack
 from zenspeed.errors import InputError
 from zenspeed.serve.batching import Busy
 from zenspeed.serve.opened import Opened
-from zenspeed.tasks.base import on_device
-from zenspeed.tasks.encoding import encode_texts
+from zenspeed.tasks.similarity import SimilarityTask
 
 ROWS = 256
 """Rows of a batch at most."""
@@ -101,27 +95,11 @@ class Predictor:
 
     def _run(self, work: str, rows: list[Any]) -> list[Any]:
         opened = self._opened
-        if work == "embed":
-            return list(embed(opened, rows))
         assert opened.task is not None
+        if work == "embed":
+            assert isinstance(opened.task, SimilarityTask)
+            return list(opened.task.embed(opened.model, rows, opened.place))
         return opened.task.predict(opened.model, rows, opened.place)
-
-
-@torch.inference_mode()
-def embed(opened: Opened, texts: Sequence[str]) -> np.ndarray:
-    """(texts, C) fp32 vectors of length 1."""
-    config: Any = opened.model.config
-    encoded = encode_texts(opened.tokenizer, texts, min(config.context, 512), None)
-    lengths = [len(t) for t in encoded.tokens]
-    layout = pack(lengths, min(config.context, 512))
-    pad = opened.tokenizer.pad or 0
-    inputs: dict[str, Any] = {
-        "tokens": fill(layout, encoded.tokens, pad), "documents": document_numbers(layout, lengths),
-        "num_documents": len(texts),
-    }  # fmt: skip
-    on, _ = on_device(Batch(inputs, torch.empty(0)), next(opened.model.parameters()).device)
-    with opened.place.autocast:
-        return opened.model(**on).float().cpu().numpy()
 
 
 def row_of(opened: Opened, given: dict[str, str]) -> dict[str, str]:
@@ -132,6 +110,10 @@ def row_of(opened: Opened, given: dict[str, str]) -> dict[str, str]:
     """
     assert opened.task is not None
     task = opened.task.recipe.task
+    if task.kind == "span_qa":
+        if not given.get("context"):
+            raise InputError("context: this model looks for the answer in a passage; give it as context")
+        return {task.question: given["question"], task.context: given["context"]}
     row = {task.text: given["text"]}
     if task.text_pair is not None:
         if "pair" not in given:
