@@ -31,7 +31,7 @@ _TERM = re.compile(r"(?<!\w)(?:\"([\w.()\[\]{}+\-*/%=<>!@&|^~:, ]{1,40})\"|\*([\
 _NOTE = re.compile(r"(?:Changed|Added|New|Deprecated) (?:in|since) version (\d+\.\d+(?:\.\d+)?): (\S[^.]*(?:\.(?!\s)[^.]*)*\.)")
 _DEFINED = re.compile(r"(?m)^ *((?:class |async )?[\w.]{3,})\([^\n]*\)\n(?:[\w. ]+\([^\n]*\)\n)*\n?   +(?=[A-Z])")
 _RULE = re.compile(r"(?m)^ +(\w+) +::= (\S[^\n]*(?:\n +(?!\w+ +::=)\S[^\n]*)*)")
-_CHARACTERS = 500  # of a context, at least: paragraphs are put together until they have as many
+_CHARACTERS = 300  # of a context, at least: paragraphs are put together until they have as many
 
 
 def contexts() -> list[tuple[str, str]]:
