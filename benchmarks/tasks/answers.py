@@ -3,6 +3,7 @@
     python benchmarks/tasks/answers.py questions      recipes/answer.yaml beside lexical overlap: exact match, F1
     python benchmarks/tasks/answers.py knowledge      retrieve, then answer or refuse: recipes/knowledge.yaml beside BM25
     python benchmarks/tasks/answers.py search         recipes/search.yaml beside BM25 and the model before it was trained
+    python benchmarks/tasks/answers.py replies        the same recipe: replies to a question, of ChatterBot's corpus
 
 Every system scores each test row once a seed; the scores are kept in ~/.cache/zenspeed/tasks/NAME/scores, so that a run that
 was stopped goes on. A figure is the mean over rows and seeds; its difference from a baseline has a 95 % interval from
@@ -38,7 +39,7 @@ from zenspeed.retrieve.answer import Found, answer, calibrate
 from zenspeed.retrieve.bm25 import words_of
 from zenspeed.retrieve.documents import Document, read_documents
 from zenspeed.retrieve.embed import open_embedder, open_reader
-from zenspeed.retrieve.index import Index, build_index
+from zenspeed.retrieve.index import How, Index, build_index
 from zenspeed.tasks.base import place_of
 
 Scores = dict[str, list[float]]
@@ -81,7 +82,15 @@ def trained(task: str, recipe: str, seed: int) -> Path:
 
     folder = CACHE / "tasks" / task / "runs" / f"zenspeed-{seed}"
     if not (folder / "report.md").exists():
-        sets = [f"run.folder={folder}", f"run.seed={seed}", "evaluate.every=0", "log.tensorboard=false", "data.test=null"]
+        source = f"data.source={next((CACHE / 'tasks' / task).glob('train.*'))}"
+        sets = [
+            f"run.folder={folder}",
+            f"run.seed={seed}",
+            "evaluate.every=0",
+            "log.tensorboard=false",
+            "data.test=null",
+            source,
+        ]
         train(load(Recipe, ROOT / "recipes" / f"{recipe}.yaml", sets))
     return folder
 
@@ -215,37 +224,37 @@ def knowledge_zenspeed(seed: int) -> Scores:
 # Search ---------------------------------------------------------------------------------------------------------------
 
 
-def search(rank: Callable[[Index, list[str]], list[list[int]]], model: Path | None) -> Scores:
+def search(task: str, how: How, model: Path | None) -> Scores:
     """Every test query among the texts of all pairs, those of training too."""
-    folder = CACHE / "tasks" / "search"
-    texts = [row["text"] for part in ("train", "test") for row in read(folder / f"{part}.csv")]
-    queries = read(folder / "test.csv")
+    folder = CACHE / "tasks" / task
+    texts = list(dict.fromkeys(row["text"] for part in ("train", "test") for row in read(folder / f"{part}.csv")))
     number = {text: i for i, text in enumerate(texts)}
+    belongs: dict[str, set[int]] = {}
+    for row in read(folder / "test.csv"):
+        belongs.setdefault(row["query"], set()).add(number[row["text"]])
     documents = [Document(str(i), text, {}) for i, text in enumerate(texts)]
     index = build_index(documents, open_embedder(model) if model else None, passage_characters=10**9)
     ranks = []
-    for row, order in zip(queries, rank(index, [row["query"] for row in queries]), strict=True):
-        own = number[row["text"]]
-        ranks.append(np.array([order.index(own) + 1.0 if own in order else np.inf]))
+    for own, hits in zip(belongs.values(), index.search(list(belongs), 100, how), strict=True):
+        found = [float(rank) for rank, hit in enumerate(hits, 1) if hit.passage in own]
+        ranks.append(np.array(found + [np.inf] * (len(own) - len(found))))
     return {name: values.tolist() for name, values in ranking_scores(ranks).items()}
 
 
-def by(how: str) -> Callable[[Index, list[str]], list[list[int]]]:
-    return lambda index, queries: [
-        [hit.passage for hit in hits]
-        for hits in index.search(queries, 100, how)  # type: ignore[arg-type]
-    ]
+def searches(task: str) -> dict[str, Callable[[int], Scores]]:
+    return {
+        "zenspeed": lambda seed: search(task, "vectors", trained(task, "search", seed)),
+        "both": lambda seed: search(task, "both", trained(task, "search", seed)),
+        "bm25": lambda seed: search(task, "words", None),
+        "untrained": lambda seed: search(task, "vectors", MINILM),
+    }
 
 
 SYSTEMS: dict[str, dict[str, Callable[[int], Scores]]] = {
     "questions": {"zenspeed": questions_zenspeed, "lexical": questions_lexical},
     "knowledge": {"zenspeed": knowledge_zenspeed, "bm25": knowledge_bm25},
-    "search": {
-        "zenspeed": lambda seed: search(by("vectors"), trained("search", "search", seed)),
-        "both": lambda seed: search(by("both"), trained("search", "search", seed)),
-        "bm25": lambda seed: search(by("words"), None),
-        "untrained": lambda seed: search(by("vectors"), MINILM),
-    },
+    "search": searches("search"),
+    "replies": searches("replies"),
 }
 TRAINED = ("zenspeed", "both")
 

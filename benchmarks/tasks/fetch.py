@@ -186,6 +186,18 @@ def search() -> Path:
     return search()
 
 
+def replies() -> Path:
+    """Questions and replies of ChatterBot's English corpus (BSD); a question with all its replies is on one side."""
+    import yaml
+
+    files = read_archive(package("chatterbot-corpus", "1.3.3"), lambda n: "/english/" in n and n.endswith(".yml"))
+    pairs: dict[tuple[str, str], None] = {}
+    for _, content in sorted(files.items()):
+        for question, *answers in yaml.safe_load(content)["conversations"]:
+            pairs |= {(str(question).strip(), str(answer).strip()): None for answer in answers}
+    return write_split("replies", [{"query": question, "text": answer} for question, answer in pairs], key="query")
+
+
 SETS: dict[str, Callable[[], Path]] = {
     "sentiment-en": sentiment_en,
     "sentiment-three": sentiment_three,
@@ -194,6 +206,7 @@ SETS: dict[str, Callable[[], Path]] = {
     "questions": questions,
     "knowledge": knowledge,
     "search": search,
+    "replies": replies,
     "minilm": minilm,
 }
 
