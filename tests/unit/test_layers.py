@@ -30,6 +30,7 @@ ALLOWED = {
     "evaluate": "data checkpoint config errors run",
     "tasks": "ops machine data evaluate models generate config errors recipe run text",
     "retrieve": "tasks data evaluate models config errors recipe run text",
+    "explain": "models ops config run text",
     "runlog": "config errors machine",
     "display": "",
     "info": "machine",

@@ -229,6 +229,10 @@ class Tokenizer:
         """Number of the token for what the vocabulary lacks: `unknown`."""
         return self.unknown
 
+    def name(self, number: int) -> str:
+        """The token of that number as the vocabulary writes it; an empty string where there is none."""
+        return self._inner.id_to_token(number) or ""
+
     def number(self, token: str) -> int | None:
         """The number of a token by its name, a special one of the user's for instance; None if there is none."""
         return self._inner.token_to_id(token)
