@@ -58,7 +58,7 @@ def generate(
 def generate_text(
     model: Transformer,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str | list[int],
     *,
     max_tokens: int,
     temperature: float = 1.0,
@@ -69,7 +69,8 @@ def generate_text(
 ) -> Iterator[str]:
     """Continues `prompt`, in pieces as they come: whole characters only, and nothing from a string of `stop` onward.
 
-    The prompt is put behind end_of_text, as every training document is; end_of_text ends the continuation.
+    A text is put behind end_of_text, as every training document is; tokens, as of a chat, stand as they are. end_of_text ends
+    the continuation.
     Other arguments and errors are those of `generate`.
     """
     if any(not s for s in stop):
@@ -78,7 +79,7 @@ def generate_text(
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.vocab_size}; use the tokenizer of its training"
         )
-    tokens = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
+    tokens = [tokenizer.end_of_text, *tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
     stream = generate(
         model, tokens, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
         stop_tokens=(tokenizer.end_of_text,),

@@ -112,13 +112,27 @@ class TokenizerConfig(Config):
 
 
 class TaskConfig(Config):
-    kind: Literal["language_model", "classification", "masked_lm", "span_qa", "similarity"] = "language_model"
+    kind: Literal[
+        "language_model", "classification", "masked_lm", "span_qa", "similarity", "seq2seq", "chat", "span_corruption"
+    ] = "language_model"  # fmt: skip
     """What is learned: to continue text; a label for a text; words that were hidden; where in a text the answer to a question
-    stands; which texts belong together."""
+    stands; which texts belong together; to write another text, such as a translation or a summary, with an encoder_decoder;
+    to answer, with a decoder; spans that were left out, with an encoder_decoder."""
     text: str = "text"
     """Column of the text (classification, masked_lm, similarity; that of language_model is data.text_column)."""
     text_pair: str | None = None
     """Column of a second text: read with the first (classification), or what belongs to it (similarity)."""
+    target: str = "target"
+    """Column of the text to be written (seq2seq), or of the answer (chat)."""
+    control: list[str] = Field(default_factory=list)
+    """seq2seq: columns whose value is put before the text as a token, such as the language to be written."""
+    length: str | None = None
+    """seq2seq: column of the words that a target is asked to have (a Chinese character is one), which become a token before
+    the text. Rows to learn from need not have it: their target is counted."""
+    messages: str | None = None
+    """chat: column of a conversation, [{role, content}, …] as a list or as JSON; null: one question and its answer a row."""
+    template: Path | None = None
+    """chat: file of a Jinja template as Hugging Face has them; null: the tokenizer's own, else one of zenspeed's."""
     label: str = "label"
     """Column of the label (classification)."""
     labels: list[str] | None = Field(None, min_length=2)
@@ -129,7 +143,7 @@ class TaskConfig(Config):
     """A text longer than max_tokens is read in windows that overlap by so many tokens; null: its end is cut off (span_qa:
     windows that overlap by max_answer_tokens)."""
     mask: float = Field(0.15, gt=0, lt=1)
-    """masked_lm: share of tokens to be predicted (Devlin et al. 1810.04805)."""
+    """masked_lm, span_corruption: share of tokens to be predicted (Devlin et al. 1810.04805, Raffel et al. 1910.10683)."""
     question: str = "question"
     """Column of the question (span_qa)."""
     context: str = "context"
@@ -145,6 +159,19 @@ class TaskConfig(Config):
     of a micro-batch do not."""
     temperature: float = Field(0.05, gt=0)
     """similarity: what cosines are divided by when a text is to find its own among those of the micro-batch."""
+    span: float = Field(3.0, ge=1)
+    """span_corruption: mean tokens of a span."""
+
+
+class DecodeConfig(Config):
+    beams: int = Field(4, ge=1)
+    """Texts of each row that are followed at once, of which the likeliest is taken; 1: the likeliest token each time."""
+    length_penalty: float = 1.0
+    """Power of the length by which a text's log probability is divided; above 0 favours long texts."""
+    min_tokens: int = Field(0, ge=0)
+    """Tokens before a text may end."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Tokens of a text at most; null: as many as the model was trained with."""
 
 
 class TrainConfig(Config):
@@ -265,9 +292,11 @@ class Recipe(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     log: LogConfig = LogConfig()
     sample: SampleConfig = SampleConfig()
+    decode: DecodeConfig = DecodeConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
+        self._check_architecture()
         rows = self.task.kind != "language_model"
         if not rows:
             for key, off in (("data.test", self.data.test is None), ("train.curriculum", self.train.curriculum is None)):
@@ -288,3 +317,19 @@ class Recipe(Config):
                 f"train.compile: batches of {self.task.kind} have many shapes, each compiled anew; set it to false"
             )
         return self
+
+    def _check_architecture(self) -> None:
+        kind, model = self.task.kind, self.model
+        if model.huggingface is not None or model.from_run is not None or model.architecture == "transformers":
+            return  # told when the weights are loaded
+        wanted, such = {
+            "seq2seq": (("encoder_decoder",), "transformer or t5"),
+            "span_corruption": (("encoder_decoder",), "t5"),
+            "chat": (("decoder", "recurrent"), "gpt or llama"),
+        }.get(kind, ((), ""))
+        if wanted and model.architecture not in wanted:
+            raise ValueError(
+                f"model.architecture: {model.architecture} cannot be trained for {kind}; set model.preset to {such}"
+            )
+        if kind == "language_model" and model.architecture == "encoder_decoder":
+            raise ValueError("model.architecture: an encoder_decoder is for task.kind seq2seq or span_corruption")

@@ -21,6 +21,9 @@ HEADS: dict[str, Head] = {
     "masked_lm": "masked",
     "span_qa": "span",
     "similarity": "embedding",
+    "seq2seq": "language",
+    "chat": "language",
+    "span_corruption": "language",
 }
 """What stands on the model of each task."""
 

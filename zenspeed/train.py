@@ -190,7 +190,7 @@ def _loop(run: Run, interrupt: _Interrupt) -> Result:
     per_rank = recipe.train.batch_size // run.world.size
     due = Due(recipe, counters, clock)
     skipped, losses = 0, _Smooth()
-    flops = run.model.flops_per_token(int(task.tokens_per_sample))  # type: ignore[operator]
+    flops = task.flops_per_token(run.model)
 
     while True:
         first = counters.samples + run.world.rank * per_rank

@@ -63,12 +63,25 @@ def _pairs(path: Path, task: TaskConfig) -> None:
         csv.writer(file).writerows([(task.text, task.text_pair), *rows])
 
 
+def _targets(path: Path, task: TaskConfig) -> None:
+    rows = [[task.text, task.target, *task.control]]
+    for i in range(60):
+        rows.append(
+            [f"{i} " + " ".join(WORDS[i % 9 :]), " ".join(WORDS[: 1 + i % 7]), *(["zh", "en"][i % 2] for _ in task.control)]
+        )
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
 DATA: dict[str, tuple[str, Callable[[Path, TaskConfig], None]]] = {
     "language_model": ("data.txt", _text),
     "masked_lm": ("data.txt", _text),
     "classification": ("data.csv", _labels),
     "span_qa": ("data.jsonl", _questions),
     "similarity": ("data.csv", _pairs),
+    "seq2seq": ("data.csv", _targets),
+    "chat": ("data.csv", _targets),
+    "span_corruption": ("data.txt", _text),
 }
 """Of every task kind: name of the file, and what writes it with the columns that the recipe's task names."""
 

@@ -339,7 +339,7 @@ def test_a_text_cannot_forge_a_turn(folders: dict[str, Path], tmp_path: Path) ->
     template = "{{ bos_token }}{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}" \
         "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"  # fmt: skip
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "chat_template": template}), encoding="utf-8")
-    prompts = Prompts(tokenizer, tmp_path, [])
+    prompts = Prompts(Tokenizer.load(tmp_path), [])
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     messages = [{"role": "user", "content": " Hi there  "}, {"role": "assistant", "content": "你好"}]
     rendered = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -55,6 +55,32 @@ def pack(lengths: Sequence[int] | np.ndarray, longest: int, multiple: int = 8) -
     return Layout(rows, columns, max(1, num_rows), min(width, -(-used // multiple) * multiple))
 
 
+def pack_pairs(
+    sources: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, longest: int, multiple: int = 8
+) -> tuple[Layout, Layout]:
+    """Places pairs of texts, each target in the row of its source, where both have room: the longest pair first.
+
+    Args:
+        sources, targets: tokens of each, none above `longest`.
+        longest: tokens that a row may have on either side.
+    """
+    lengths = np.stack([np.asarray(sources), np.asarray(targets)])  # (2, pairs)
+    widths = np.minimum(longest, np.maximum(_SHORTEST_ROW, lengths.max(axis=1, initial=1)))
+    rows, columns = np.zeros(lengths.shape[1], np.int64), np.zeros_like(lengths)
+    room = np.empty((2, 0), np.int64)
+    for index in np.argsort(-lengths.sum(axis=0), kind="stable"):
+        fits = np.flatnonzero((room >= lengths[:, index : index + 1]).all(axis=0))
+        if not len(fits):
+            fits, room = np.array([room.shape[1]]), np.concatenate([room, widths[:, None]], axis=1)
+        row = fits[0]
+        rows[index], columns[:, index] = row, widths - room[:, row]
+        room[:, row] -= lengths[:, index]
+    used = (columns + lengths).max(axis=1, initial=1)
+    most = np.minimum(widths, -(-used // multiple) * multiple)
+    count = max(1, room.shape[1])
+    return Layout(rows, columns[0], count, int(most[0])), Layout(rows, columns[1], count, int(most[1]))
+
+
 def pad(lengths: Sequence[int] | np.ndarray) -> Layout:
     """Every text in a sequence of its own, as wide as the longest."""
     lengths = np.asarray(lengths)

@@ -132,3 +132,19 @@ def _of_rouge(name: str, references: list[list[str]], predictions: Sequence[str]
         return mean_measure(np.array(values), f"mean over rows of {_ROUGE[name]}'s F1 by {by}, rouge-score, no stemming")
 
     return make
+
+
+def num_words(text: str) -> int:
+    """Words of a text; each Chinese character is one."""
+    return len(_WORDS.findall(text))
+
+
+def length_figures(asked: Sequence[int], predictions: Sequence[str]) -> Figures:
+    """How well lengths in words that were asked for were kept."""
+    errors = np.array([abs(num_words(p) - n) / n for n, p in zip(asked, predictions, strict=True)])
+    meaning = "mean over rows of |words − words asked for| / words asked for"
+    within = "share of rows with a length within 20 % of what was asked for"
+    return {
+        "length_error": figure_of(mean_measure(errors, meaning), "no rows"),
+        "length_kept": wilson(int((errors <= 0.2).sum()), len(errors), within),
+    }

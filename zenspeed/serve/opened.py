@@ -74,10 +74,12 @@ def open_model(folder: Path) -> Opened:
 def _open_run(folder: Path) -> Opened:
     run = open_run(folder)
     recipe, kind = run.recipe, run.recipe.task.kind
+    if kind == "chat":
+        kind = "language_model"  # with a template of its own
     if kind not in ENDPOINTS:
         raise InputError(f"{folder}: a run of {kind} has no answers to give; served are {', '.join(ENDPOINTS)}")
     tokenizer, end = run.tokenizer, run.tokenizer.end_of_text
-    prompts = Prompts(tokenizer, folder / "tokenizer", [end]) if kind == "language_model" else None
+    prompts = Prompts(tokenizer, [end]) if kind == "language_model" else None
     task = ROW_TASKS[kind].of_run(recipe, tokenizer) if kind in ROW_TASKS else None
     card = _card(run.model, kind) | {
         "source": "run", "step": run.checkpoint.state.get("step"), "labels": list(recipe.task.labels or []),
@@ -95,7 +97,7 @@ def _open_folder(folder: Path) -> Opened:
     if kind is None or (kind == "language_model" and loaded.config.architecture == "encoder_decoder"):
         raise InputError(f"{folder}: a {theirs.get('model_type')} with a {head} head is not served; a run of it may be")
     tokenizer = Tokenizer.load(folder)
-    prompts = Prompts(tokenizer, folder, tokenizer.begin()) if kind == "language_model" else None
+    prompts = Prompts(tokenizer, tokenizer.begin()) if kind == "language_model" else None
     labels = [theirs["id2label"][k] for k in sorted(theirs.get("id2label") or {}, key=int)]
     task = None
     if kind in _TASKS_OF_FOLDERS:

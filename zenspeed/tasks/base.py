@@ -67,6 +67,10 @@ class Task(ABC):
         tokens = batch.inputs["tokens"]
         return tokens.numel() if documents is None else int((documents >= 0).sum())
 
+    def flops_per_token(self, model: nn.Module) -> float:
+        """Operations of a step for each token that `num_tokens` counts."""
+        return float(model.flops_per_token(int(self.tokens_per_sample)))  # type: ignore[operator]
+
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """The summed loss of a batch in nats."""
         inputs, targets = on_device(batch, next(module.parameters()).device)

@@ -15,8 +15,10 @@ from zenspeed.data.reading import ReadReport
 from zenspeed.data.rows import RowOptions, read_rows
 from zenspeed.data.source import documents
 from zenspeed.data.split import SplitOptions, split_rows
-from zenspeed.recipe import Recipe
+from zenspeed.recipe import Recipe, TaskConfig
+from zenspeed.tasks.controls import control_names
 from zenspeed.tasks.labels import labels_of
+from zenspeed.text.chat import ROLES, Message, messages_of
 from zenspeed.text.clean import Cleaner
 from zenspeed.text.tokenizer import Tokenizer
 
@@ -82,19 +84,52 @@ def text_columns(recipe: Recipe) -> list[str]:
     return [task.text, *([task.text_pair] if task.text_pair else [])]
 
 
+def needed_columns(recipe: Recipe) -> list[str]:
+    """Columns that every row must have."""
+    task = recipe.task
+    if task.kind == "chat" and task.messages is not None:
+        return [task.messages]
+    return [*text_columns(recipe), *(task.control if task.kind == "seq2seq" else [])]
+
+
 def answer_columns(recipe: Recipe) -> list[str]:
     """Columns of what the task is to say, which rows to be answered need not have."""
     task = recipe.task
+    if task.kind == "chat" and task.messages is not None:
+        return []
     scores = [task.score] if task.score else []
-    return {"classification": [task.label], "span_qa": [task.answer], "similarity": scores}.get(task.kind, [])
+    return {
+        "classification": [task.label], "span_qa": [task.answer], "similarity": scores, "seq2seq": [task.target],
+        "chat": [task.target],
+    }.get(task.kind, [])  # fmt: skip
 
 
 def _keys(recipe: Recipe) -> dict[str, str]:
     """Column -> the key that names it."""
     task = recipe.task
     names = {"classification": ("text", "text_pair", "label"), "span_qa": ("question", "context", "answer")}
+    names |= {"seq2seq": ("text", "target"), "chat": ("text", "target") if task.messages is None else ("messages",)}
     used = names.get(task.kind, ("text", "text_pair", "score"))
-    return {str(column): f"task.{name}" for name in used if (column := getattr(task, name)) is not None}
+    return dict.fromkeys(task.control, "task.control") | {
+        str(column): f"task.{name}" for name in used if (column := getattr(task, name)) is not None
+    }
+
+
+def conversation(task: TaskConfig, row: dict[str, Any], place: str) -> list[Message]:
+    """The messages of a row of a chat.
+
+    Raises:
+        InputError: they are none.
+    """
+    if task.messages is not None:
+        if row.get(task.messages) is None:
+            raise InputError(f"task.messages: {place} has no {task.messages!r}; its columns: {', '.join(map(str, row))}")
+        return messages_of(row[task.messages], f"task.messages of {place}")
+    if row.get(task.text) is None:
+        raise InputError(f"task.text: {place} has no {task.text!r}; its columns: {', '.join(map(str, row))}")
+    answer = row.get(task.target)
+    asked = {"role": "user", "content": str(row[task.text])}
+    return [asked] if answer is None else [asked, {"role": "assistant", "content": str(answer)}]
 
 
 def read_split(recipe: Recipe, source: str, *, answers: bool = True) -> Rows:
@@ -112,9 +147,9 @@ class _Reader:
 
     def read(self, source: str) -> Rows:
         task, data = self._recipe.task, self._recipe.data
-        if task.kind == "masked_lm" and (source == PYTHON_DOCS or is_text(source)):
+        if task.kind in ("masked_lm", "span_corruption") and (source == PYTHON_DOCS or is_text(source)):
             return [{task.text: text} for text in documents(data, source)]  # cleaned there
-        columns = [*text_columns(self._recipe), *self._answers]
+        columns = [*needed_columns(self._recipe), *self._answers]
         options = RowOptions(
             columns=tuple(dict.fromkeys(columns)),
             keys=_keys(self._recipe),
@@ -132,21 +167,34 @@ class _Reader:
         return kept
 
     def _cleaned(self, row: dict[str, Any]) -> bool:
-        for column in text_columns(self._recipe):
+        task = self._recipe.task
+        if task.kind == "chat" and task.messages is not None:
+            return self._cleaned_messages(row, task.messages)
+        written = [task.target] if task.kind in ("seq2seq", "chat") and row.get(task.target) is not None else []
+        for column in [*text_columns(self._recipe), *written]:
             text = self._clean("" if row[column] is None else str(row[column]))
             if text is None:
                 return False
             row[column] = text
         return True
 
+    def _cleaned_messages(self, row: dict[str, Any], column: str) -> bool:
+        """What was asked becomes the row's text: duplicates and splits go by it."""
+        messages = messages_of(row[column], f"task.messages: column {column!r}")
+        cleaned = [self._clean(message["content"]) for message in messages]
+        row[column] = [{**m, "content": text} for m, text in zip(messages, cleaned, strict=True)]
+        row[self._recipe.task.text] = "\n".join(m["content"] for m in messages if m["role"] != "assistant")
+        return None not in cleaned
+
     def _distinct(self, rows: Rows) -> Rows:
-        """The first row of those with equal (or nearly equal) texts and the same label."""
+        """The first row of those with equal (or nearly equal) texts and the same label or controls."""
         task, kind = self._recipe.task, self._recipe.data.clean.duplicates
         assert kind != "keep"
         kept: Rows = []
         by_label: dict[str, Rows] = {}
         for row in rows:
-            by_label.setdefault(str(row[task.label]) if task.kind == "classification" else "", []).append(row)
+            apart = [task.label] if task.kind == "classification" else task.control
+            by_label.setdefault(repr([row.get(column) for column in apart]), []).append(row)
         for group in by_label.values():
             texts = [_whole_text(self._recipe, row) for row in group]
             first = dict(zip(reversed(texts), reversed(group), strict=True))
@@ -208,6 +256,32 @@ def _tokenizer(recipe: Recipe, train: Rows) -> Tokenizer:
         return Tokenizer.load(settings.folder)
     if recipe.model.huggingface is not None:
         return Tokenizer.load(Path(recipe.model.huggingface))
-    texts = dict.fromkeys(str(row[column]) for row in train for column in text_columns(recipe))
-    special = settings.special_tokens or ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
-    return Tokenizer.train(settings.kind, texts, settings.vocab_size, special_tokens=special)
+    special = _special_tokens(recipe, train)
+    if recipe.task.kind not in ("seq2seq", "chat", "span_corruption"):
+        special = settings.special_tokens or special
+    return Tokenizer.train(settings.kind, dict.fromkeys(_texts(recipe, train)), settings.vocab_size, special_tokens=special)
+
+
+SENTINEL = "<extra_id_{}>"
+"""Name of the tokens that stand for a span that was left out, as T5 has them."""
+
+
+def _special_tokens(recipe: Recipe, train: Rows) -> list[str]:
+    """Those of a vocabulary that is trained for the task."""
+    task = recipe.task
+    if task.kind == "seq2seq":
+        return ["[PAD]", *control_names(task, train), *recipe.tokenizer.special_tokens]
+    if task.kind == "chat":
+        return ["[PAD]", *ROLES, *recipe.tokenizer.special_tokens]
+    if task.kind == "span_corruption":
+        return ["[PAD]", *(SENTINEL.format(i) for i in range(100)), *recipe.tokenizer.special_tokens]
+    return ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def _texts(recipe: Recipe, train: Rows) -> Iterator[str]:
+    """All that is read and written."""
+    task = recipe.task
+    if task.kind == "chat":
+        return (message["content"] for row in train for message in conversation(task, row, "a training row"))
+    columns = [*text_columns(recipe), *([task.target] if task.kind == "seq2seq" else [])]
+    return (str(row[column]) for row in train for column in columns)

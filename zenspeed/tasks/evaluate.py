@@ -10,6 +10,7 @@ from zenspeed.run import open_run
 from zenspeed.tasks.base import place_of
 from zenspeed.tasks.data import read_split
 from zenspeed.tasks.open import ROW_TASKS, open_task
+from zenspeed.tasks.rows import RowTask
 
 
 def evaluate_run(folder: Path, source: str | None = None, checkpoint: str | None = None) -> dict[str, Figure]:
@@ -24,6 +25,8 @@ def evaluate_run(folder: Path, source: str | None = None, checkpoint: str | None
         return evaluate_language(folder, source, checkpoint)
     place = place_of(recipe)
     if source is None:
-        return open_task(recipe, None).evaluate(opened.model, place)
+        task = open_task(recipe, None)
+        assert isinstance(task, RowTask)
+        return task.figures(opened.model, task.validation, place)
     task = ROW_TASKS[recipe.task.kind].of_run(recipe, opened.tokenizer)
-    return task.judge(opened.model, task.encode(read_split(recipe, source), source), place)
+    return task.figures(opened.model, task.encode(read_split(recipe, source), source), place)

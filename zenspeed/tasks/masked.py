@@ -13,13 +13,13 @@ from zenspeed.config import InputError
 from zenspeed.data.batch import IGNORE, Batch
 from zenspeed.data.examples import Ragged
 from zenspeed.data.packing import Layout
-from zenspeed.evaluate.interval import Figure, ratio_interval
+from zenspeed.evaluate.interval import Figure
 from zenspeed.recipe import Recipe
-from zenspeed.tasks.base import Place, on_device
+from zenspeed.tasks.base import Place
 from zenspeed.tasks.data import open_rows
 from zenspeed.tasks.encoding import encode_texts, special_tokens
 from zenspeed.tasks.models import task_model
-from zenspeed.tasks.rows import Examples, RowTask, column_of
+from zenspeed.tasks.rows import Examples, RowTask, column_of, loss_figures, losses_by_document
 
 EVALUATION_SEED = 0
 
@@ -55,7 +55,7 @@ class MaskedTask(RowTask):
         tokens: Tensor = inputs["tokens"]
         targets = torch.full_like(tokens, IGNORE)
         for place, (row, column, index) in enumerate(zip(layout.rows, layout.columns, indices, strict=True)):
-            key = [self.recipe.run.seed, seed, place] if seed is not None else [EVALUATION_SEED, int(index)]
+            key = [self.recipe.run.seed, seed + place] if seed is not None else [EVALUATION_SEED, int(index)]
             length = int(examples.tokens.lengths[index])
             span = slice(int(column), int(column) + length)
             shown, wanted = self._hide(examples.tokens[index], np.random.default_rng(key))
@@ -76,19 +76,8 @@ class MaskedTask(RowTask):
         return shown, wanted
 
     def judge(self, model: nn.Module, examples: Examples, place: Place) -> dict[str, Figure]:
-        """Loss of a hidden token, and how many are guessed right; intervals over documents."""
-
-        def output(module: nn.Module, batch: Batch) -> Tensor:
-            inputs, targets = on_device(batch, next(module.parameters()).device)
-            losses = module(**inputs, targets=targets, reduction="none").float()
-            counted, documents = targets != IGNORE, inputs["documents"]
-            sums = torch.zeros(int(documents.max()) + 1, 2, device=losses.device)
-            pairs = torch.stack([losses[counted], torch.ones_like(losses[counted])], -1)
-            return sums.index_add_(0, documents[counted], pairs)
-
-        by_window = self.outputs(model, examples, place, (2,), output)
+        """Loss of a hidden token; intervals over documents."""
+        by_window = self.outputs(model, examples, place, (2,), losses_by_document)
         sums = np.zeros((len(examples.rows), 2))
         np.add.at(sums, examples.owner, by_window)
-        sums = sums[sums[:, 1] > 0]
-        loss = ratio_interval(sums[:, 0], sums[:, 1], "mean negative log likelihood of a hidden token, in nats")
-        return {"loss": loss, "perplexity": ratio_interval(sums[:, 0], sums[:, 1], "exp(loss)", np.exp)}
+        return loss_figures(sums, "a hidden token")

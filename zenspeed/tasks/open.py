@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Task
+from zenspeed.tasks.chat import ChatTask
 from zenspeed.tasks.classification import ClassificationTask
+from zenspeed.tasks.corruption import CorruptionTask
 from zenspeed.tasks.language import LanguageTask
 from zenspeed.tasks.masked import MaskedTask
 from zenspeed.tasks.rows import RowTask
+from zenspeed.tasks.seq2seq import Seq2SeqTask
 from zenspeed.tasks.similarity import SimilarityTask
 from zenspeed.tasks.spans import SpanTask
 
@@ -18,6 +21,9 @@ ROW_TASKS: dict[str, type[RowTask]] = {
     "masked_lm": MaskedTask,
     "span_qa": SpanTask,
     "similarity": SimilarityTask,
+    "seq2seq": Seq2SeqTask,
+    "chat": ChatTask,
+    "span_corruption": CorruptionTask,
 }
 TASKS: dict[str, type[Task]] = {"language_model": LanguageTask, **ROW_TASKS}
 

@@ -7,20 +7,20 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zenspeed.config import InputError, write_atomically
-from zenspeed.data.batch import Batch
+from zenspeed.data.batch import IGNORE, Batch
 from zenspeed.data.examples import EpochOrder, Ragged
 from zenspeed.data.packing import Layout, document_numbers, fill, pack, pad
-from zenspeed.evaluate.interval import Figure, Undefined
+from zenspeed.evaluate.interval import Figure, Undefined, ratio_interval
 from zenspeed.models.presets import ModelConfig
 from zenspeed.recipe import Recipe
-from zenspeed.tasks.base import Place, Task, sum_over_ranks
+from zenspeed.tasks.base import Place, Task, on_device, sum_over_ranks
 from zenspeed.tasks.data import RowData
 from zenspeed.text.tokenizer import Tokenizer
 
@@ -38,9 +38,17 @@ class Examples(NamedTuple):
     """(examples,) the row that each example is of."""
     rows: list[dict[str, Any]]
     token_types: Ragged | None = None
+    written: Ragged | None = None
+    """What is to be written, of a task that has a source and a target."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(examples,) tokens of each, the target's included."""
+        return self.tokens.lengths if self.written is None else self.tokens.lengths + self.written.lengths
 
     def digest(self) -> str:
-        return hashlib.sha256(self.tokens.digest() + self.targets.tobytes()).hexdigest()
+        written = b"" if self.written is None else self.written.digest()
+        return hashlib.sha256(self.tokens.digest() + self.targets.tobytes() + written).hexdigest()
 
 
 class RowTask(Task):
@@ -53,6 +61,8 @@ class RowTask(Task):
     train: Examples
     validation: Examples
     test: Examples | None = None
+    writes: ClassVar[bool] = False
+    """Its answers are texts, written a token at a time: judged at the end only, for it takes long."""
 
     @classmethod
     def of_run(cls, recipe: Recipe, tokenizer: Tokenizer) -> Self:
@@ -80,9 +90,9 @@ class RowTask(Task):
         self.train, self.validation, self.test = splits[0], splits[1], splits[2] if len(splits) > 2 else None
         train, validation = self.train, self.validation
         self.fingerprint = train.digest()
-        lengths = train.tokens.lengths
+        lengths = train.lengths
         self.num_samples, self.tokens_per_sample = len(lengths), float(lengths.mean())
-        self.evaluation_tokens = int(validation.tokens.lengths.sum())
+        self.evaluation_tokens = int(validation.lengths.sum())
         micro = recipe.train.micro_batch_size or 1
         self.order = EpochOrder(
             recipe.run.seed,
@@ -95,7 +105,7 @@ class RowTask(Task):
     def _difficulty(self, recipe: Recipe, train: Examples) -> np.ndarray | None:
         column = recipe.train.curriculum
         if column is None or column == "length":
-            return None if column is None else train.tokens.lengths
+            return None if column is None else train.lengths
         if column not in train.rows[0]:
             raise InputError(f"train.curriculum: no column {column!r}; it is `length` or one of {', '.join(train.rows[0])}")
         try:
@@ -159,11 +169,23 @@ class RowTask(Task):
         """Figures of answers that hold the truth as well."""
         raise InputError(f"{self.recipe.task.kind}: has no answers that could be scored")
 
+    def figures(
+        self, model: nn.Module, examples: Examples, place: Place, answers: list[dict[str, Any]] | None = None
+    ) -> dict[str, Figure]:
+        """Those of `judge`, and of a task that writes also those of what it writes for the same rows: `answers`, if they are
+        there already."""
+        figures = self.judge(model, examples, place)
+        if self.writes:
+            answers = self.predict(model, examples.rows, place) if answers is None else answers
+            figures |= {name: figure for name, figure in self.score(answers).items() if isinstance(figure, Figure)}
+        return figures
+
     def evaluate(self, model: nn.Module, place: Place) -> dict[str, Figure]:
         return self.judge(model, self.validation, place)
 
     def finish(self, model: nn.Module, place: Place, folder: Path, say: Callable[[str], None]) -> dict[str, Figure]:
         """Answers for the test split, or for the validation split where there is no test; figures of the test split."""
+        answers = None
         if type(self).predict is not RowTask.predict:
             answers = self.predict(model, (self.test or self.validation).rows, place)
             if place.rank == 0:
@@ -171,7 +193,7 @@ class RowTask(Task):
                 write_atomically(folder / "predictions.jsonl", "\n".join(lines) + "\n")
         if self.test is None:
             return {}
-        figures = self.judge(model, self.test, place)
+        figures = self.figures(model, self.test, place, answers)
         say("test: " + self.summary(figures))
         return {f"test_{name}": figure for name, figure in figures.items()}
 
@@ -190,7 +212,7 @@ class RowTask(Task):
         sharded model's forward is collective; what a rank does over again to keep step is not counted.
         """
         out = torch.zeros((len(examples.tokens), *shape), dtype=torch.float64)
-        batches = list(by_tokens(examples.tokens.lengths, EVALUATION_TOKENS))
+        batches = list(by_tokens(examples.lengths, EVALUATION_TOKENS))
         was_training = model.training
         model.eval()
         with place.autocast:
@@ -208,6 +230,23 @@ class RowTask(Task):
 def reads_token_types(model: ModelConfig) -> bool:
     """Whether the model tells a second text from the first by its type; RoBERTa has one type for all."""
     return model.architecture == "transformers" or model.token_types > 1
+
+
+def losses_by_document(module: nn.Module, batch: Batch) -> Tensor:
+    """(documents, 2) summed loss of the targets of each document in nats, and their number."""
+    inputs, targets = on_device(batch, next(module.parameters()).device)
+    losses = module(**inputs, targets=targets, reduction="none").float()
+    counted, documents = targets != IGNORE, inputs["documents"]
+    sums = torch.zeros(int(documents.max()) + 1, 2, device=losses.device)
+    pairs = torch.stack([losses[counted], torch.ones_like(losses[counted])], -1)
+    return sums.index_add_(0, documents[counted], pairs)
+
+
+def loss_figures(sums: np.ndarray, of: str) -> dict[str, Figure]:
+    """Loss and perplexity of (units, 2) summed losses and their number; `of`: what a target is."""
+    sums = sums[sums[:, 1] > 0]
+    loss = ratio_interval(sums[:, 0], sums[:, 1], f"mean negative log likelihood of {of}, in nats")
+    return {"loss": loss, "perplexity": ratio_interval(sums[:, 0], sums[:, 1], "exp(loss)", np.exp)}
 
 
 def by_tokens(lengths: np.ndarray, most: int) -> Iterator[np.ndarray]:

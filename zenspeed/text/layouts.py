@@ -27,6 +27,8 @@ def read_layout(place: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     if not place.is_dir():
         raise InputError(f"{place}: no such folder; give one that holds tokenizer.json")
     settings = {**read_json(place / "special_tokens_map.json"), **read_json(place / "tokenizer_config.json")}
+    if (place / "chat_template.jinja").exists():
+        settings["chat_template"] = read_text(place / "chat_template.jinja")
     if (place / "tokenizer.json").exists():
         return _tokenizer_json(place / "tokenizer.json"), settings
     if (place / "vocab.json").exists() and (place / "merges.txt").exists():

@@ -245,6 +245,24 @@ class Tokenizer:
         """What the tokenizer itself puts before a text, as its tokenizer.json says: beginning of sequence, or nothing."""
         return self._inner.encode("").ids[:1] if self._inner.post_processor is not None else []
 
+    def token_names(self) -> dict[str, str]:
+        """Names of the tokens of each role, as a chat template knows them: `bos_token`, `eos_token`, …"""
+        names = {f"{role}_token": _token_name(self._settings.get(f"{role}_token")) for role in ("bos", "pad", "unk")}
+        return names | {"eos_token": _token_name(self._settings["eos_token"])}
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source of the chat template, None if there is none."""
+        found = self._settings.get("chat_template")
+        if isinstance(found, list):  # several by name
+            found = next((t.get("template") for t in found if t.get("name") == "default"), None)
+        return found
+
+    def with_chat_template(self, source: str) -> Tokenizer:
+        """The same tokenizer with another template, which `save` writes where `transformers` reads it."""
+        # `transformers` renders a conversation to text and encodes that: it must see special tokens in it.
+        return Tokenizer(self._inner, {**self._settings, "chat_template": source, "split_special_tokens": False})
+
     def _role(self, role: str) -> int | None:
         named = _token_name(self._settings.get(f"{role}_token"))
         found = [self._inner.token_to_id(name) for name in ([named] if named else _ROLE_NAMES[role])]
