@@ -107,12 +107,15 @@ def answer_columns(recipe: Recipe) -> list[str]:
 def _keys(recipe: Recipe) -> dict[str, str]:
     """Column -> the key that names it."""
     task = recipe.task
-    names = {"classification": ("text", "text_pair", "label"), "span_qa": ("question", "context", "answer")}
-    names |= {"seq2seq": ("text", "target"), "chat": ("text", "target") if task.messages is None else ("messages",)}
-    used = names.get(task.kind, ("text", "text_pair", "score"))
-    return dict.fromkeys(task.control, "task.control") | {
-        str(column): f"task.{name}" for name in used if (column := getattr(task, name)) is not None
+    names: dict[str, tuple[str, ...]] = {
+        "classification": ("text", "text_pair", "label"),
+        "span_qa": ("question", "context", "answer"),
+        "seq2seq": ("text", "target"),
+        "chat": ("text", "target") if task.messages is None else ("messages",),
     }
+    used = names.get(task.kind, ("text", "text_pair", "score"))
+    columns = {str(column): f"task.{name}" for name in used if (column := getattr(task, name)) is not None}
+    return dict.fromkeys(task.control, "task.control") | columns
 
 
 def conversation(task: TaskConfig, row: dict[str, Any], place: str) -> list[Message]:
