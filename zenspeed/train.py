@@ -117,6 +117,8 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) 
 
     torch.manual_seed(recipe.run.seed + here.rank)  # of dropout; weights have their own generator
     model = task.build_model(recipe.run.seed, pretrained=checkpoint is None).to(here.device)
+    for remark in task.remarks():
+        display.say(remark)
     if (weights := load_report(model)) is not None:
         display.say(f"weights of {recipe.model.huggingface or recipe.model.from_run}: {weights}")
     mesh = build_mesh(here, recipe.parallel.shard_ranks)

@@ -86,6 +86,15 @@ def test_classification_from_a_table(recipe: Path, cli: Cli, tmp_path: Path) -> 
     assert "was trained for classification" in refused
 
 
+def test_a_text_that_is_too_long_is_said_or_read_in_windows(recipe: Path, cli: Cli, tmp_path: Path) -> None:
+    few = ["--set", "train.steps=1", "--set", "task.max_tokens=8"]
+    said = cli("train", recipe, *few).stdout
+    assert "texts of the training rows are longer than 8 tokens and lose their end" in said
+    assert "of the test rows are longer" in said
+    said = cli("train", recipe, *few, "--set", "task.stride=2", "--set", "run.folder=windows").stdout
+    assert "lose their end" not in said
+
+
 def test_layouts_and_packing_change_no_loss(recipe: Path, cli: Cli, tmp_path: Path) -> None:
     few = ["--set", "train.steps=6", "--set", "checkpoint.every=3"]
     cli("train", recipe, *few)

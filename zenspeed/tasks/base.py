@@ -53,6 +53,10 @@ class Task(ABC):
     def build_model(self, seed: int, pretrained: bool = True) -> nn.Module:
         """The model, its weights set: drawn by `seed`, or with `pretrained` those of the folder that the recipe names."""
 
+    def remarks(self) -> list[str]:
+        """What people should know of the data before training begins, a line each."""
+        return []
+
     @abstractmethod
     def micro_batches(self, first: int, count: int, size: int) -> list[Batch]:
         """Samples `first` … `first + count` - 1 of the endless order, `size` in each batch."""

@@ -97,7 +97,7 @@ def choose(source: str, kind: str | None, keys: Mapping[str, str], sets: Sequenc
         raise InputError(f"--task {kind}: no such task{nearest(kind, KINDS)} (tasks: {', '.join(KINDS)})")
     shape = KINDS[kind]
     named = _columns_of(kind, keys, columns, source)
-    base: dict[str, Any] = {"data": {"source": source}, "task": {"kind": kind, **keys}}
+    base: dict[str, Any] = {"data": {"source": source}, "task": {"kind": kind, **keys, **named}}
     if kind == "language_model":
         base = {"data": {"source": source, "text_column": named["text"]}, "task": {"kind": kind}}
     recipe = load(Recipe, None, sets, base=base)

@@ -113,6 +113,15 @@ class RowTask(Task):
         except ValueError as error:
             raise InputError(f"train.curriculum: column {column!r} is to hold numbers: {error}") from None
 
+    def remarks(self) -> list[str]:
+        cut = self.report.get("cut", {})
+        return [
+            f"data: {count:,} texts of {split} are longer than {self.longest} tokens and lose their end; task.max_tokens takes "
+            "more, task.stride reads a text in windows"
+            for split, count in cut.items()
+            if count
+        ]
+
     # Batches ----------------------------------------------------------------------------------------------------------
 
     def micro_batches(self, first: int, count: int, size: int) -> list[Batch]:
