@@ -43,6 +43,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         model.head_weight.mul_(20)  # so that the likeliest token is clear
     to_huggingface(model, root / "writer", tokenizer.end_of_text)
     tokenizer.save(root / "writer")
+    rewriter = build_model(ModelConfig(preset="t5", **small), tokenizer.vocab_size)
+    rewriter.init_weights(3)  # type: ignore[operator]
+    to_huggingface(rewriter, root / "rewriter", tokenizer.end_of_text)
+    tokenizer.save(root / "rewriter")
     pieces = Tokenizer.train("wordpiece", list(topics.values())[:8], 300)
     for name, head, labels in (("judge", "label", 2), ("vectors", "embedding", 0), ("finder", "span", 0)):
         encoder = build_model(ModelConfig(preset="bert", **small), pieces.vocab_size, head, labels)  # type: ignore[arg-type]
@@ -147,9 +151,15 @@ def test_several_prompts_stop_strings_and_echo(folders: dict[str, Path]) -> None
 
 def test_tasks_and_vectors(folders: dict[str, Path]) -> None:
     async def work() -> None:
-        async with server(folders, "writer", "judge", "vectors", "finder") as (client, _):
+        async with server(folders, "writer", "judge", "vectors", "finder", "rewriter") as (client, _):
             ai = official(client)
-            assert sorted([model.id async for model in ai.models.list()]) == ["finder", "judge", "vectors", "writer"]
+            assert sorted([model.id async for model in ai.models.list()]) == [
+                "finder",
+                "judge",
+                "rewriter",
+                "vectors",
+                "writer",
+            ]
             assert (await ai.models.retrieve("judge")).id == "judge"
             vectors = await ai.embeddings.create(model="vectors", input=["one text", "another, longer text"])
             array = np.array([entry.embedding for entry in vectors.data])
@@ -174,6 +184,12 @@ def test_tasks_and_vectors(folders: dict[str, Path]) -> None:
             body = {"model": "finder", "question": "who?", "context": "😀 Anna wrote it. " * 30}
             answer = (await client.post("/v1/answer", json=body)).json()
             assert answer["prediction"] == body["context"][answer["start"] : answer["end"]]
+            body = {"model": "rewriter", "input": ["Hello.", "A second, longer text."]}
+            written = (await client.post("/v1/translate", json=body)).json()
+            assert [entry["source"] for entry in written["data"]] == body["input"]
+            assert (await client.post("/v1/summarize", json=body)).json()["data"] == written["data"]
+            wrong = await client.post("/v1/translate", json={**body, "controls": {"to": "de"}})
+            assert "'to' is unknown; this model knows none" in wrong.json()["error"]["message"]
             without = await client.post("/v1/answer", json={"model": "finder", "question": "who?"})
             assert "give it as context" in without.json()["error"]["message"]
 

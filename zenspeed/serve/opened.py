@@ -35,6 +35,7 @@ ENDPOINTS: dict[str, tuple[str, ...]] = {
 _TASKS_OF_FOLDERS: dict[str, dict[str, Any]] = {
     "classification": {"kind": "classification"},
     "span_qa": {"kind": "span_qa"},
+    "seq2seq": {"kind": "seq2seq"},
     "embedding": {"kind": "similarity", "text_pair": "text_pair"},
 }
 
@@ -94,7 +95,9 @@ def _open_folder(folder: Path) -> Opened:
     loaded = load_pretrained(folder)
     model, head = loaded.model, getattr(loaded.model, "kind", "language")
     kind = {"language": "language_model", "label": "classification", "span": "span_qa", "embedding": "embedding"}.get(head)
-    if kind is None or (kind == "language_model" and loaded.config.architecture == "encoder_decoder"):
+    if kind == "language_model" and loaded.config.architecture == "encoder_decoder":
+        kind = "seq2seq"
+    if kind is None or (loaded.config.transformers or {}).get("is_encoder_decoder"):
         raise InputError(f"{folder}: a {theirs.get('model_type')} with a {head} head is not served; a run of it may be")
     tokenizer = Tokenizer.load(folder)
     prompts = Prompts(tokenizer, tokenizer.begin()) if kind == "language_model" else None

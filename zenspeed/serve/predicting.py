@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from zenspeed.errors import InputError
+from zenspeed.recipe import TaskConfig
 from zenspeed.serve.batching import Busy
 from zenspeed.serve.opened import Opened
 from zenspeed.tasks.similarity import SimilarityTask
@@ -102,7 +103,7 @@ class Predictor:
         return opened.task.predict(opened.model, rows, opened.place)
 
 
-def row_of(opened: Opened, given: dict[str, str]) -> dict[str, str]:
+def row_of(opened: Opened, given: dict[str, Any]) -> dict[str, Any]:
     """A request's texts as a row with the columns of the run's task.
 
     Raises:
@@ -114,6 +115,8 @@ def row_of(opened: Opened, given: dict[str, str]) -> dict[str, str]:
         if not given.get("context"):
             raise InputError("context: this model looks for the answer in a passage; give it as context")
         return {task.question: given["question"], task.context: given["context"]}
+    if task.kind == "seq2seq":
+        return _source_row(task, given)
     row = {task.text: given["text"]}
     if task.text_pair is not None:
         if "pair" not in given:
@@ -122,6 +125,18 @@ def row_of(opened: Opened, given: dict[str, str]) -> dict[str, str]:
     elif "pair" in given:
         raise InputError("pair: this model reads one text")
     return row
+
+
+def _source_row(task: TaskConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """A text to be rewritten, or a question, with its passage if there is one, in one text."""
+    text = given.get("text") or "\n".join(part for part in (given.get("question"), given.get("context")) if part)
+    known = [*task.control, *([task.length] if task.length else [])]
+    controls = given.get("controls") or {}
+    if missing := [name for name in task.control if name not in controls]:
+        raise InputError(f"controls: this model is to be told {', '.join(missing)}; give {{{missing[0]!r}: …}}")
+    if unknown := [name for name in controls if name not in known]:
+        raise InputError(f"controls: {unknown[0]!r} is unknown; this model knows {', '.join(known) or 'none'}")
+    return {**controls, task.text: text}
 
 
 def without_each(text: str) -> tuple[list[str], list[str]]:

@@ -42,7 +42,10 @@ class Prompts:
         return [*self._begin, *self._tokenizer.encode(prompt)]
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        tokens = self._template.encode(messages, add_generation_prompt=True).tokens.tolist()
+        try:
+            tokens = self._template.encode(messages, add_generation_prompt=True).tokens.tolist()
+        except InputError:  # some templates write earlier turns otherwise once another follows; then as `transformers` does
+            tokens = self._template.prompt(messages)
         return tokens if self.has_template else [*self._begin, *tokens]
 
     def rendered(self, messages: Sequence[Message]) -> str:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 Text = Annotated[str, StringConstraints(max_length=1_000_000)]
 TokenName = Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+Controls = Annotated[dict[Annotated[str, StringConstraints(max_length=200)], Text | int], Field(max_length=16)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 _NOT_HERE = {
     "tools": "no model here calls tools", "tool_choice": "no model here calls tools",
@@ -155,11 +156,13 @@ class TextRequest(Strict):
     """translate and summarize."""
 
     input: Text | list[Text]
+    controls: Controls | None = Field(None, description="What the model was trained to be told, such as the language to write.")
 
 
 class AnswerRequest(Strict):
     question: Text
     context: Text | None = Field(None, description="The passage that the answer is looked for in.")
+    controls: Controls | None = None
 
 
 class SearchRequest(Strict):

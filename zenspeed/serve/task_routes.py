@@ -45,6 +45,10 @@ def add_task_routes(app: FastAPI, models: Models, limits: Limits, metrics: Metri
         metrics.tokens(served.name, event["prompt_tokens"], 0)
         return event["value"], event["prompt_tokens"]
 
+    async def write(served: Served, body: TextRequest) -> dict[str, Any]:
+        rows = [{"text": text, "controls": body.controls} for text in texts_of(body.input)]
+        return _list(served, *await ask(served, "predict", rows))
+
     @app.post("/v1/embeddings", response_model=None)
     async def embeddings(body: EmbeddingRequest) -> JSONResponse:
         """Vectors of length 1."""
@@ -83,20 +87,18 @@ def add_task_routes(app: FastAPI, models: Models, limits: Limits, metrics: Metri
     @app.post("/v1/translate")
     async def translate(body: TextRequest) -> dict[str, Any]:
         """Each text in the language that the model was trained to write."""
-        served = models.find(body.model, "translate")
-        return _list(served, *await ask(served, "predict", [{"text": text} for text in texts_of(body.input)]))
+        return await write(models.find(body.model, "translate"), body)
 
     @app.post("/v1/summarize")
     async def summarize(body: TextRequest) -> dict[str, Any]:
         """A summary of each text."""
-        served = models.find(body.model, "summarize")
-        return _list(served, *await ask(served, "predict", [{"text": text} for text in texts_of(body.input)]))
+        return await write(models.find(body.model, "summarize"), body)
 
     @app.post("/v1/answer")
     async def answer(body: AnswerRequest) -> dict[str, Any]:
         """The answer to a question; with a context, where in it the answer stands (characters `start` to `end`)."""
         served = models.find(body.model, "answer")
-        row = {"question": texts_of(body.question, "question")[0], "context": body.context or ""}
+        row = {"question": texts_of(body.question, "question")[0], "context": body.context, "controls": body.controls}
         results, tokens = await ask(served, "predict", [row])
         return {**results[0], "model": served.name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 

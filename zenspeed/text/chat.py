@@ -108,6 +108,11 @@ class ChatTemplate:
             done = text
         return Conversation(np.array(tokens, np.int64), np.array(answers, bool))
 
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens that an answer to `messages` follows as one text, which any template allows; errors of `render`."""
+        messages = [{**m, "content": self._borders.sub(_broken, m["content"])} for m in messages]
+        return self._encode(self.render(messages, add_generation_prompt=True))
+
     def _encode(self, text: str) -> list[int]:
         tokens: list[int] = []
         for piece in self._borders.split(text):
