@@ -194,7 +194,7 @@ def test_gradient_of_a_learned_bias_and_the_fused_way_agree() -> None:
     q, k, v = (torch.randn(2, 4, 9, 8, generator=generator, requires_grad=True) for _ in range(3))
     bias = torch.randn(1, 4, 9, 9, generator=generator, requires_grad=True)
     documents = torch.tensor([[0] * 4 + [1] * 5, [2] * 9])
-    mask = make_mask(9, 9, torch.float32, q.device, documents, bias=bias, window=4)
+    mask = make_mask(9, 9, torch.float32, q.device, documents, bias=lambda places: bias, window=4)
     assert mask.plain
     weight = torch.randn(2, 4, 9, 8, generator=generator)
     got = torch.autograd.grad((attention(q, k, v, mask, 0.7) * weight).sum(), (q, k, v, bias), retain_graph=True)

@@ -81,6 +81,17 @@ def pack_pairs(
     return Layout(rows, columns[0], count, int(most[0])), Layout(rows, columns[1], count, int(most[1]))
 
 
+def pack_in_one(lengths: Sequence[int] | np.ndarray, multiple: int = 8) -> Layout:
+    """Places texts one behind the other in one sequence without padding between; attention finds them by their numbers.
+
+    The sequence is a multiple of 8 long, since matrix products of other numbers of rows are up to 15 % slower.
+    """
+    lengths = np.asarray(lengths)
+    ends = np.cumsum(lengths)
+    width = -(-max(1, int(lengths.sum())) // multiple) * multiple
+    return Layout(np.zeros(len(lengths), np.int64), ends - lengths, 1, width)
+
+
 def pad(lengths: Sequence[int] | np.ndarray) -> Layout:
     """Every text in a sequence of its own, as wide as the longest."""
     lengths = np.asarray(lengths)

@@ -31,7 +31,7 @@ from zenspeed.models.layers import (
     Shared,
 )
 from zenspeed.models.presets import ModelConfig
-from zenspeed.ops.attention import Places, cross_mask, make_mask, places_of
+from zenspeed.ops.attention import Places, cross_mask, make_mask
 from zenspeed.ops.loss import IGNORE, linear_cross_entropy, token_losses
 from zenspeed.ops.position import alibi_bias, positions_in_documents, rotary_tables, sinusoidal
 
@@ -108,10 +108,8 @@ class Body(nn.Module):
         if config.position == "rotary":
             rotary = rotary_tables(positions, config.head_width, config.rotary_base, dtype)
         num_seen = num_new if cache is None else min(start + num_new, cache.max_tokens)
-        places = bias = None
-        if config.window is not None or config.position in ("relative", "alibi"):
-            places = places_of(num_new, num_seen, tokens.device) if cache is None else cache.places(num_new)
-            bias = self._bias(places)
+        bias = self._bias if config.position in ("relative", "alibi") else None
+        places = cache.places(num_new) if cache is not None and (bias is not None or config.window is not None) else None
         mask = make_mask(num_new, num_seen, dtype, tokens.device, documents, self.causal, config.window, bias, places)
         shared = Shared(mask, rotary, cache)
         if memory is not None or balance is not None or (cache is not None and cache.memory is not None):
@@ -129,10 +127,9 @@ class Body(nn.Module):
         """It matters where in its document a token stands, and not only how far from others."""
         return self.position is not None or self.ngrams is not None or self.config.position == "sinusoidal"
 
-    def _bias(self, places: Places) -> Tensor | None:
-        if self.relative is not None:
-            return self.relative(places)
-        return alibi_bias(self.config.heads, *places) if self.config.position == "alibi" else None
+    def _bias(self, places: Places) -> Tensor:
+        """What is added to the scores, (1, H, T, S)."""
+        return alibi_bias(self.config.heads, *places) if self.relative is None else self.relative(places)
 
     def new_cache(
         self, batch: int, max_tokens: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None

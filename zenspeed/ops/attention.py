@@ -3,6 +3,10 @@
     plain   softmax(q kᵀ / √D + bias) v as two batched matrix products. Holds T × S scores a head.
     sdpa    torch's fused kernel. Never holds the scores.
 
+Of one sequence that holds many documents, the scores lie in blocks along the diagonal, and only these are computed: documents
+of about one length are gathered as rows, padded, and go through one of the two ways together. Everything but attention works
+on a sequence without padding.
+
 On CPU the plain way is faster up to `PLAIN_TOKENS` keys: the products run in oneDNN at the speed of any other, where the
 fused kernel reaches half of it. Above, memory and softmax win for the fused one. On a GPU the fused one is always better.
 
@@ -13,8 +17,10 @@ Letters: B sequences, T new tokens, S tokens that can be seen (S = T without a c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +32,8 @@ T = 256, 2.0 at 512, 1.4 at 1,024, 1.1 at 2,048; inside documents 2.6, 2.1, 1.8,
 for the backward pass grows with T: 2 H T bytes a token and layer.
 """
 
+_WIDTHS = tuple(32 << k for k in range(16))  # of rows: few, since a block costs some forty calls a layer
+
 
 class Mask(NamedTuple):
     """What a token may attend to, built once a forward and shared by all layers."""
@@ -36,6 +44,25 @@ class Mask(NamedTuple):
     """The kernel applies the causal mask by itself (T = S, and no bias)."""
     plain: bool
     """Matrix products instead of the fused kernel."""
+    blocks: Blocks | None = None
+    """Of one sequence of many documents; then nothing else counts."""
+
+
+class Blocks(NamedTuple):
+    """Documents of a sequence of T tokens as padded rows; those of one width, a block."""
+
+    tokens: list[Tensor]
+    """For each block (rows, width): the token at each place, that of the row's beginning where there is padding."""
+    padding: list[Tensor]
+    """For each block the places of padding, flattened."""
+    places: Tensor
+    """(T,) the place of each token in all blocks, flattened one behind the other."""
+    masks: list[Mask]
+    """For each block, of (H, rows, width, D): heads come before rows."""
+
+
+Places = tuple[Tensor, Tensor]
+"""Where new tokens (T,) and seen tokens (S,) stand in their row."""
 
 
 def make_mask(
@@ -46,7 +73,7 @@ def make_mask(
     documents: Tensor | None = None,
     causal: bool = True,
     window: int | None = None,
-    bias: Tensor | None = None,
+    bias: Callable[[Places], Tensor] | None = None,
     places: Places | None = None,
 ) -> Mask:
     """The mask of the last `num_new` of `num_seen` tokens, inside documents if (B, T) `documents` are given.
@@ -55,32 +82,65 @@ def make_mask(
 
     Args:
         window: a token sees so many tokens back, itself included; if not causal, as many forward.
-        bias: (1, H, T, S), added to the scores.
-        places: of the tokens, where they are not simply 0 … S − 1; only a window needs them.
+        bias: gives (1, H, T, S) for the places of T and S tokens, a function of their distances; added to the scores.
+        places: of the tokens, where they are not simply 0 … S − 1.
     """
+    if documents is not None and len(documents) == 1 and (found := _find_blocks(documents[0])):
+        blocks, inside = found
+        for numbers in inside:
+            width = numbers.shape[1]
+            mask = make_mask(width, width, dtype, device, numbers, causal, window, bias)
+            assert mask.bias is not None
+            blocks.masks.append(mask._replace(bias=mask.bias.transpose(0, 1)))
+        return Mask(None, causal=False, plain=False, blocks=blocks)
     plain = device.type == "cpu" and (num_seen <= PLAIN_TOKENS or num_new == 1)
-    if documents is None and window is None:
-        if bias is not None and (num_new == 1 or not causal):
-            return Mask(bias.to(dtype), causal=False, plain=plain)
+    if documents is None and window is None and (bias is None or num_new == 1 or not causal):
+        if bias is not None:
+            return Mask(bias(places or places_of(num_new, num_seen, device)).to(dtype), causal=False, plain=plain)
         if num_new == 1 or not causal:
             return Mask(None, causal=False, plain=plain)
-        if num_new == num_seen and not plain and bias is None:
+        if num_new == num_seen and not plain:
             return Mask(None, causal=True, plain=False)
     allowed = torch.ones(num_new, num_seen, dtype=torch.bool, device=device)  # (T, S)
     if causal:
         allowed = allowed.tril(num_seen - num_new)
+    queries, keys = places = places or places_of(num_new, num_seen, device)
     if window is not None:
-        queries, keys = places or places_of(num_new, num_seen, device)
         distance = queries[:, None] - keys
         allowed = allowed & (distance < window) & (distance > -window)
     if documents is not None:
         allowed = (allowed & (documents[:, :, None] == documents[:, None, :])).unsqueeze(1)  # (B, 1, T, T)
     masked = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, -math.inf)
-    return Mask(masked if bias is None else bias.to(dtype) + masked, causal=False, plain=plain)
+    return Mask(masked if bias is None else bias(places).to(dtype) + masked, causal=False, plain=plain)
 
 
-Places = tuple[Tensor, Tensor]
-"""Where new tokens (T,) and seen tokens (S,) stand in their row."""
+def _find_blocks(documents: Tensor) -> tuple[Blocks, list[Tensor]] | None:
+    """Blocks of a sequence of document numbers (T,), masks still to be made, and the numbers inside each, (rows, width).
+
+    None where one document fills half of the sequence: the whole square is then about as good.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    numbers = documents.numpy(force=True)
+    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
+    lengths = np.diff(starts, append=len(numbers))
+    if 2 * lengths.max() >= len(numbers):
+        return None
+    widths = np.array(_WIDTHS)[np.searchsorted(_WIDTHS, lengths)]
+    blocks, inside = Blocks([], [], torch.empty(len(numbers), dtype=torch.int64), []), []
+    size = 0
+    for width in np.unique(widths):
+        first, length = starts[widths == width, None], lengths[widths == width, None]
+        columns = np.arange(width)
+        real = columns < length  # (rows, width)
+        tokens = torch.from_numpy(np.where(real, first + columns, first))
+        there = torch.from_numpy(real)
+        blocks.places[tokens[there]] = there.flatten().nonzero().squeeze(1) + size
+        size += tokens.numel()
+        blocks.tokens.append(tokens.to(documents.device))
+        blocks.padding.append((~there).flatten().nonzero().squeeze(1).to(documents.device))
+        inside.append(documents[blocks.tokens[-1]].masked_fill(~there.to(documents.device), -2))
+    return blocks._replace(places=blocks.places.to(documents.device)), inside
 
 
 def places_of(num_new: int, num_seen: int, device: torch.device) -> Places:
@@ -104,10 +164,53 @@ def cross_mask(documents: Tensor, source_documents: Tensor, dtype: torch.dtype) 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None = None) -> Tensor:
     """q (B, H, T, D), k and v (B, G, S, D) -> (B, H, T, D). Scores are scaled by `scale`, by default 1/√D."""
+    if mask.blocks is not None:
+        return _blockwise(q, k, v, mask.blocks, scale)
     if mask.plain:
         return _plain(q, k, v, mask.bias, q.shape[-1] ** -0.5 if scale is None else scale)
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, mask.bias, is_causal=mask.causal, scale=scale, enable_gqa=grouped)
+
+
+def _blockwise(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, scale: float | None) -> Tensor:
+    """Of one sequence, q (1, H, T, D): `attention` of each block by itself."""
+    shared = q.shape[1] // k.shape[1]
+    parts = [_Gather.apply(x.squeeze(0), blocks) for x in (q, k, v)]
+    out = []
+    for mask, *qkv in zip(blocks.masks, *parts, strict=True):
+        q, k, v = (x if x is qkv[0] or shared == 1 else x.repeat_interleave(shared, dim=0) for x in qkv)
+        out.append(attention(q, k, v, mask, scale))  # (H, rows, width, D)
+    return _Return.apply(blocks, *out).unsqueeze(0)
+
+
+class _Gather(torch.autograd.Function):
+    """Tokens (H, T, D) to (H, rows, width, D) of each block. Padding is made into nothing, so it has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, blocks: Blocks) -> tuple[Tensor, ...]:
+        ctx.places = blocks.places
+        return tuple(x.index_select(1, t.flatten()).unflatten(1, t.shape) for t in blocks.tokens)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return torch.cat([g.flatten(1, 2) for g in grads], dim=1).index_select(1, ctx.places), None
+
+
+class _Return(torch.autograd.Function):
+    """The way back, of (H, rows, width, D) of each block to tokens (H, T, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, blocks: Blocks, *out: Tensor) -> Tensor:
+        ctx.tokens, ctx.padding = blocks.tokens, blocks.padding
+        return torch.cat([y.flatten(1, 2) for y in out], dim=1).index_select(1, blocks.places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        pairs = zip(ctx.tokens, ctx.padding, strict=True)
+        rows = (grad.index_select(1, t.flatten()).index_fill_(1, p, 0).unflatten(1, t.shape) for t, p in pairs)
+        return None, *rows
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zenspeed.config import InputError, write_atomically
 from zenspeed.data.batch import IGNORE, Batch
 from zenspeed.data.examples import EpochOrder, Ragged
-from zenspeed.data.packing import Layout, document_numbers, fill, pack, pad
+from zenspeed.data.packing import Layout, document_numbers, fill, pack_in_one, pad
 from zenspeed.evaluate.interval import Figure, Undefined, ratio_interval
 from zenspeed.models.presets import ModelConfig
 from zenspeed.recipe import Recipe
@@ -134,7 +134,7 @@ class RowTask(Task):
     def collate(self, examples: Examples, indices: np.ndarray, *, packed: bool, seed: int | None = None) -> Batch:
         """The batch of `indices`. `seed`: of what is random in training; None in evaluation."""
         lengths = examples.tokens.lengths[indices]
-        layout = pack(lengths, self.longest) if packed else pad(lengths)
+        layout = pack_in_one(lengths) if packed else pad(lengths)
         inputs: dict[str, Any] = {
             "tokens": fill(layout, [examples.tokens[i] for i in indices], self.padding),
             "documents": document_numbers(layout, lengths),
