@@ -16,7 +16,7 @@ ALLOWED = {
     "config": "errors",
     "ops": "",
     "machine": "",
-    "text": "config errors",
+    "text": "config errors machine",
     "models": "ops config errors",
     "recipe": "config errors models text",
     "data": "text config errors recipe",

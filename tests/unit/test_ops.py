@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,38 @@ def test_attention_behind_a_cache(plain: bool, monkeypatch: pytest.MonkeyPatch) 
     for new in (1, 4):
         mask = make_mask(new, 11, torch.float64, CPU)
         torch.testing.assert_close(attention(q[:, :, -new:], k, v, mask), full[:, :, -new:])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+@pytest.mark.parametrize("more", ["", "window", "bias"])
+def test_one_sequence_of_documents_is_computed_in_blocks(causal: bool, kv_heads: int, more: str) -> None:
+    """As with the whole square of scores: results, and gradients, of a learned bias as well."""
+    lengths = [40, 3, 33, 1, 64, 5, 70, 3]
+    numbers = [*np.repeat(np.arange(len(lengths)), lengths).tolist(), -1, -1, -1]
+    documents, T = torch.tensor([numbers]), len(numbers)
+    places = torch.arange(T)
+    distance = places[:, None] - places
+    table = normal(1, 4, 2 * T)[0] if more == "bias" else None
+    inputs = [normal(1, 4, T, 8), normal(1, kv_heads, T, 8, seed=1), normal(1, kv_heads, T, 8, seed=2)]
+    if table is not None:
+        inputs.append(table)
+
+    def in_blocks(q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> Tensor:
+        look_up = (lambda p: bias[0][:, p[0][:, None] - p[1] + T].unsqueeze(0)) if bias else None
+        mask = make_mask(T, T, torch.float64, CPU, documents, causal, 9 if more == "window" else None, look_up)
+        assert mask.blocks is not None and [t.shape[1] for t in mask.blocks.tokens] == [32, 64, 128]
+        return attention(q, k, v, mask)
+
+    def whole(q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> Tensor:
+        allowed = (documents[0][:, None] == documents[0]) & (distance >= 0 if causal else True)
+        if more == "window":
+            allowed = allowed & (distance.abs() < 9)
+        k, v = (x.repeat_interleave(4 // kv_heads, dim=1) for x in (k, v))
+        scores = q @ k.transpose(-1, -2) / math.sqrt(8) + (bias[0][:, distance + T] if bias else 0)
+        return scores.masked_fill(~allowed, -math.inf).softmax(-1) @ v
+
+    assert_same(in_blocks, whole, tuple(inputs))
 
 
 def test_long_attention_builds_no_mask() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zenspeed.data.examples import EpochOrder, Ragged
-from zenspeed.data.packing import PADDING, document_numbers, fill, pack, pad
+from zenspeed.data.packing import PADDING, document_numbers, fill, pack, pack_in_one, pad
 from zenspeed.errors import InputError
 from zenspeed.tasks.encoding import encode_pairs, encode_texts, windows
 from zenspeed.text.tokenizer import Tokenizer
@@ -17,7 +17,7 @@ def test_every_text_has_its_own_place(seed: int) -> None:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 200, size=60)
     texts = [rng.integers(10, 1000, size=n) for n in lengths]
-    for layout in (pack(lengths, 256), pad(lengths)):
+    for layout in (pack(lengths, 256), pack_in_one(lengths), pad(lengths)):
         documents = document_numbers(layout, lengths).numpy()
         tokens = fill(layout, texts, 0).numpy()
         for number, text in enumerate(texts):
@@ -26,6 +26,7 @@ def test_every_text_has_its_own_place(seed: int) -> None:
     packed = pack(lengths, 256)
     assert packed.num_rows * packed.width < 1.15 * lengths.sum() + packed.width
     assert layout.num_rows == 60
+    assert pack_in_one(lengths).width - lengths.sum() < 8
 
 
 def test_one_short_text_needs_no_wide_row() -> None:

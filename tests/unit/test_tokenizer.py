@@ -170,7 +170,7 @@ def test_long_text_is_encoded_in_pieces_without_a_trace(bpe: Tokenizer, monkeypa
     monkeypatch.setattr(module, "_PIECE_CHARACTERS", 10**9)
     whole = [bpe.encode(text) for text in texts]
     monkeypatch.setattr(module, "_PIECE_CHARACTERS", 5)
-    assert sum(len(list(module._pieces(text))) for text in texts) > 1000
+    assert sum(len(list(module.pieces(text, 5))) for text in texts) > 1000
     assert [bpe.encode(text) for text in texts] == whole
 
 

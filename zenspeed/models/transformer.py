@@ -110,7 +110,10 @@ class Body(nn.Module):
         num_seen = num_new if cache is None else min(start + num_new, cache.max_tokens)
         bias = self._bias if config.position in ("relative", "alibi") else None
         places = cache.places(num_new) if cache is not None and (bias is not None or config.window is not None) else None
-        mask = make_mask(num_new, num_seen, dtype, tokens.device, documents, self.causal, config.window, bias, places)
+        compiled = any(block._compiled_call_impl is not None for block in self.blocks)  # each shape would be compiled anew
+        mask = make_mask(
+            num_new, num_seen, dtype, tokens.device, documents, self.causal, config.window, bias, places, not compiled
+        )
         shared = Shared(mask, rotary, cache)
         if memory is not None or balance is not None or (cache is not None and cache.memory is not None):
             shared = _with_memory(shared, tokens, documents, cache.memory if cache and cache.memory else memory, dtype)

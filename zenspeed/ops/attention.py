@@ -75,6 +75,7 @@ def make_mask(
     window: int | None = None,
     bias: Callable[[Places], Tensor] | None = None,
     places: Places | None = None,
+    blocks: bool = True,
 ) -> Mask:
     """The mask of the last `num_new` of `num_seen` tokens, inside documents if (B, T) `documents` are given.
 
@@ -84,15 +85,16 @@ def make_mask(
         window: a token sees so many tokens back, itself included; if not causal, as many forward.
         bias: gives (1, H, T, S) for the places of T and S tokens, a function of their distances; added to the scores.
         places: of the tokens, where they are not simply 0 … S − 1.
+        blocks: one sequence of many documents may be computed in blocks, whose shapes differ from call to call.
     """
-    if documents is not None and len(documents) == 1 and (found := _find_blocks(documents[0])):
-        blocks, inside = found
+    if blocks and documents is not None and len(documents) == 1 and (found := _find_blocks(documents[0])):
+        rows, inside = found
         for numbers in inside:
             width = numbers.shape[1]
             mask = make_mask(width, width, dtype, device, numbers, causal, window, bias)
             assert mask.bias is not None
-            blocks.masks.append(mask._replace(bias=mask.bias.transpose(0, 1)))
-        return Mask(None, causal=False, plain=False, blocks=blocks)
+            rows.masks.append(mask._replace(bias=mask.bias.transpose(0, 1)))
+        return Mask(None, causal=False, plain=False, blocks=rows)
     plain = device.type == "cpu" and (num_seen <= PLAIN_TOKENS or num_new == 1)
     if documents is None and window is None and (bias is None or num_new == 1 or not causal):
         if bias is not None:

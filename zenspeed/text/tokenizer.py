@@ -17,37 +17,28 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models
 
 from zenspeed.config import InputError, write_atomically
+from zenspeed.text.bpe import train_bpe
 from zenspeed.text.fast import LONG_S, FastEncoder, open_fast
 from zenspeed.text.layouts import read_layout
 from zenspeed.text.normalize import replace_surrogates
+from zenspeed.text.pretokens import pieces
 from zenspeed.text.splits import END_OF_TEXT, SPLIT, byte_alphabet, split_to_bytes, state
 from zenspeed.text.words import BORDER, segment, train_wordpiece, train_words
 from zenspeed.text.words import settings as word_settings
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
-# No match of SPLIT goes on from a line's end into one of these letters, so text may be cut there without changing a token.
-_SAFE_CUT = re.compile(r"(?<=\n)(?=[A-Za-z\u4e00-\u9fff])")
 _PIECE_CHARACTERS = 2000  # the library takes 2.2 times as long for pieces of 64 k
-
-# Longest token in bytes. Keeps a phrase that a small corpus repeats (a licence line, "========") from becoming one token.
-_MAX_TOKEN_BYTES = 24
-
-# The trainer looks through a whole word for each merge in it: one word of 300 k characters (Chinese or Thai without any mark,
-# base64) takes it minutes, cut like this 1.5 s. Words are cut only while training; on Chinese reviews the tokens learned hold
-# 3.975 bytes, uncut 3.976.
-_TRAINING_WORD_CHARACTERS = 32
 
 _FAST_FROM_CHARACTERS = 20_000  # below, opening the fast encoder takes longer than it saves
 
@@ -124,19 +115,7 @@ class Tokenizer:
         Raises:
             InputError: the texts do not hold that many merges.
         """
-        inner = tokenizers.Tokenizer(models.BPE())
-        inner.pre_tokenizer = split_to_bytes(SPLIT, f"[\\s\\S]{{1,{_TRAINING_WORD_CHARACTERS}}}")
-        inner.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=2,
-            show_progress=False,
-            special_tokens=_distinct([END_OF_TEXT, *special_tokens]),
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            max_token_length=_MAX_TOKEN_BYTES,
-        )
-        inner.train_from_iterator((piece for text in texts for piece in _pieces(replace_surrogates(text))), trainer)
-        inner.pre_tokenizer = split_to_bytes(SPLIT)
+        inner = train_bpe(texts, vocab_size, _distinct([END_OF_TEXT, *special_tokens]))
         possible = inner.get_vocab_size()
         if possible < vocab_size and not or_fewer:
             raise InputError(
@@ -307,10 +286,10 @@ class Tokenizer:
         return open_fast(self._inner)
 
     def _encode_exactly(self, texts: Sequence[str]) -> list[np.ndarray]:
-        pieces = [list(_pieces(text)) if self._may_cut else [text] for text in texts]
-        flat = [piece for group in pieces for piece in group]
+        parts = [list(pieces(text, _PIECE_CHARACTERS)) if self._may_cut else [text] for text in texts]
+        flat = [piece for group in parts for piece in group]
         encoded = iter(self._inner.encode_batch_fast(flat, add_special_tokens=False))
-        return [np.concatenate([np.array(next(encoded).ids, dtype=np.uint32) for _ in group]) for group in pieces]
+        return [np.concatenate([np.array(next(encoded).ids, dtype=np.uint32) for _ in group]) for group in parts]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of token numbers. Special tokens give no text; bytes that are not UTF-8 give U+FFFD."""
@@ -366,18 +345,6 @@ class StreamDecoder:
     def flush(self) -> str:
         """What is left when no more tokens come: U+FFFD for a character that was never completed, or nothing."""
         return self._utf8.decode(b"", final=True)
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """Cuts `text` at safe places into pieces that are encoded in parallel; a short text is one piece, an empty one too."""
-    start = 0
-    while len(text) - start > _PIECE_CHARACTERS:
-        cut = _SAFE_CUT.search(text, start + _PIECE_CHARACTERS)
-        if cut is None:
-            break
-        yield text[start : cut.start()]
-        start = cut.start()
-    yield text[start:] if start else text
 
 
 def _is_char(inner: tokenizers.Tokenizer) -> bool:
