@@ -36,13 +36,13 @@ from zenspeed.recipe import DataConfig, Recipe, TokenizerConfig
 from zenspeed.text.coverage import check_unknown
 from zenspeed.text.tokenizer import Tokenizer
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the same text and settings would give other shards, so that older caches are not used."""
 
 _SHARD_TOKENS = 64_000_000
 _CHUNK_CHARACTERS = 4_000_000  # encoded at once; the library needs about 100 bytes a character meanwhile
 _HELD_CHARACTERS = 100_000_000  # a corpus up to this is read once and kept, a larger one is read again for each pass
-_TOKENIZER_CHARACTERS = 1_000_000_000  # a sample of this size is enough to learn merges from
+_TOKENIZER_CHARACTERS = 100_000_000  # a sample of this size is enough to learn merges from, and bounds the memory of that
 _ABANDONED_SECONDS = 24 * 3600
 
 Progress = Callable[[str], None]

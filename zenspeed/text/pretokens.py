@@ -32,8 +32,14 @@ WORD_CHARACTERS = 32
 
 _FRAME_CHARACTERS = 1_000_000
 _PIECE_CHARACTERS = 1000  # a piece is either ASCII or not
-_SEEN_OTHERWISE = "\u017f"
 _MOST_WORDS = 1_000_000  # different ones in memory, of each process: some 200 MB
+
+# Characters that `regex` and `tokenizers` see differently: those that newer versions of Unicode have, ſ, which folds to an s of
+# a contraction, and all beyond the basic plane but emoji and the common Han there.
+_SEEN_OTHERWISE = (
+    r"\u017f\u0295\u0558\u058b-\u058c\u05c8-\u05c9\u088f\u0b53-\u0b54\u0c5c\u0cdc\u1acf-\u1af0\u208f\u209d-\u209f\ua7ce-\ua7cf"
+    r"\ua7d2\ua7d4\ua7dd\ua7e2\ua7f1\uab6c-\uab6d\U00010000-\U0001efff\U0001fb00-\U0001ffff\U0002a6e0-\U0010ffff"
+)
 
 # No match of SPLIT goes on from a line's end into one of these letters, so text may be cut there without changing a word.
 SAFE_CUT = re.compile(r"(?<=\n)(?=[A-Za-z\u4e00-\u9fff])")
