@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zenspeed.models.encoder_decoder import EncoderDecoder
 from zenspeed.models.layers import Attention, Block, CrossAttention, Experts, FeedForward, Norm
 from zenspeed.models.transformer import Body
-from zenspeed.ops.attention import make_mask, places_of
+from zenspeed.ops.attention import make_mask
 
 TOLERANCE = 1e-4
 """Largest difference from the model's fp32 forward pass, as a share of the largest number there."""
@@ -91,9 +91,7 @@ def trace_body(
         x = trace.add(part, "with n-grams", "x = x + Σ N[hash of the last n tokens]", x + n, rows)
     if body.embedding_norm is not None:
         x = _norm(trace, part, "normalized", body.embedding_norm, x, rows)
-    bias = None
-    if config.window is not None or config.position in ("relative", "alibi"):
-        bias = body._bias(places_of(len(tokens), len(tokens), tokens.device))
+    bias = body._bias if config.position in ("relative", "alibi") else None
     mask = make_mask(len(tokens), len(tokens), torch.float32, tokens.device, None, body.causal, config.window, bias)
     allowed = mask.bias
     if mask.causal:
