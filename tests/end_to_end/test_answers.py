@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.end_to_end.conftest import Cli
 from tests.end_to_end.shipped import write_pretrained
 from zenspeed.cli import app
 from zenspeed.config import load
@@ -126,6 +127,20 @@ def test_accumulation_and_padding_change_no_loss(here: Path) -> None:
     whole = first_losses(here, "whole", *sets)
     assert first_losses(here, "cut", *sets, "train.micro_batch_size=4") == pytest.approx(whole, rel=1e-5)
     assert first_losses(here, "padded", *sets, "train.batching=padded") == pytest.approx(whole, rel=1e-5)
+
+
+def test_negatives_are_those_of_a_micro_batch_on_any_number_of_ranks(here: Path, cli: Cli) -> None:
+    rows = [{"a": f"word {i} is", "b": f"no {i}"} for i in range(60)]
+    (here / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = [
+        "task.kind=similarity", "task.text=a", "task.text_pair=b", "data.source=pairs.jsonl", "tokenizer.kind=bpe",
+        "tokenizer.vocab_size=300", "train.micro_batch_size=8",
+    ]  # fmt: skip
+    one = first_losses(here, "one", *sets)
+    keys = [*SETS, *sets, "train.steps=3", "run.folder=two"]
+    cli("launch", "-n", "2", "train", *(part for key in keys for part in ("--set", key)))
+    assert [r["loss"] for r in read_metrics(here / "two") if "loss" in r] == pytest.approx(one, rel=1e-5)
+    assert (here / "one" / "predictions.jsonl").read_text() == (here / "two" / "predictions.jsonl").read_text()
 
 
 def gpt2(folder: Path) -> None:
