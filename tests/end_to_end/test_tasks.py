@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import Cli
+from tests.end_to_end.shipped import DATA, write_data
 from zenspeed.config import load
-from zenspeed.recipe import Recipe
+from zenspeed.display import Display
+from zenspeed.recipe import Recipe, TaskConfig
 from zenspeed.runlog import read_metrics
+from zenspeed.tasks.choose import choose
+from zenspeed.train import train
 
 WORDS = {"good": ["fine", "great", "lovely", "bright"], "bad": ["awful", "dull", "sad", "broken"], "odd": ["strange", "queer"]}
 NEUTRAL = ["the", "film", "was", "a", "story", "of", "people", "who", "walk", "far", "and", "talk"]
@@ -175,3 +179,14 @@ def test_a_table_is_enough(recipe: Path, cli: Cli, tmp_path: Path) -> None:
     assert "no column 'reviews' for --text; did you mean --text review?" in refused
     assert "--task: is for data" in cli("train", recipe, "--task", "classification", code=2).stderr
     assert "train.csv2: unexpected" in cli("train", "train.csv", "train.csv2", code=2).stderr
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_every_task_trains_from_its_table_alone(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = TaskConfig(text_pair="text_pair") if kind == "similarity" else TaskConfig()
+    keys = {"text_pair": "text_pair"} if kind == "similarity" else {}
+    sets = ["train.steps=1", "run.folder=out", "log.tensorboard=false", "sample.max_tokens=2", f"data.cache={tmp_path}"]
+    chosen = choose(str(write_data(kind, tmp_path, task)), kind, keys, sets)
+    train(load(Recipe, None, sets, base=chosen.recipe), display=Display(enabled=False))
+    assert len(losses(tmp_path / "out")) == 1

@@ -30,14 +30,16 @@ class Kind(NamedTuple):
     """Columns that must be there."""
     body: Body
     does: str
+    joined: bool = True
+    """The texts of a row stand in one sequence; else each has its own."""
 
 
 KINDS: dict[str, Kind] = {
     "classification": Kind(("text", "text_pair"), ("text", "label"), "encoder", "a label for a text"),
-    "seq2seq": Kind(("text", "target"), ("text", "target"), "encoder_decoder", "a text from a text"),
+    "seq2seq": Kind(("text", "target"), ("text", "target"), "encoder_decoder", "a text from a text", joined=False),
     "chat": Kind(("text", "target"), ("text", "target"), "decoder", "answers"),
     "span_qa": Kind(("question", "context"), ("question", "context"), "encoder", "answers that stand in a text"),
-    "similarity": Kind(("text", "text_pair"), ("text", "text_pair"), "encoder", "which texts belong together"),
+    "similarity": Kind(("text", "text_pair"), ("text", "text_pair"), "encoder", "which texts belong together", joined=False),
     "masked_lm": Kind(("text",), ("text",), "encoder", "hidden words"),
     "span_corruption": Kind(("text",), ("text",), "encoder_decoder", "spans that were left out"),
     "language_model": Kind(("text",), ("text",), "decoder", "to continue text"),
@@ -100,17 +102,16 @@ def choose(source: str, kind: str | None, keys: Mapping[str, str], sets: Sequenc
     base: dict[str, Any] = {"data": {"source": source}, "task": {"kind": kind, **keys, **named}}
     if kind == "language_model":
         base = {"data": {"source": source, "text_column": named["text"]}, "task": {"kind": kind}}
-    recipe = load(Recipe, None, sets, base=base)
-    tokenizer = _tokenizer(shape.body)
+    pretrained = bool({"model.huggingface", "model.from_run"} & given)
+    form = {} if pretrained or "model.preset" in given else _MODELS[shape.body]
     texts = [column for key, column in named.items() if key in (*shape.texts, "messages")]
-    facts = facts_of(recipe, texts, tokenizer["kind"], None)
+    facts = facts_of(load(Recipe, None, sets, base=base | {"model": form}), texts, _tokenizer(shape.body)["kind"], shape.joined)
     lines = [f"task       {kind}, {shape.does}: {why}", f"data       {_described(facts, named)}"]
     parts = _Parts(base, lines, given)
-    pretrained = bool({"model.huggingface", "model.from_run"} & given)
     if pretrained:
         parts.lines.append("model      the pretrained one that was named, with its tokenizer and fine-tuning's rates")
     else:
-        _add_model(parts, shape.body, facts)
+        _add_model(parts, shape.body, form, facts)
     _add_length(parts, kind, facts, pretrained)
     _add_schedule(parts, kind, shape.body, facts, pretrained)
     return Chosen(base, lines)
@@ -185,15 +186,14 @@ def _tokenizer(body: Body) -> dict[str, Any]:
     return {"kind": "wordpiece" if body == "encoder" else "bpe"}
 
 
-def _add_model(parts: _Parts, body: Body, facts: Facts) -> None:
+def _add_model(parts: _Parts, body: Body, form: Mapping[str, Any], facts: Facts) -> None:
     kind = _tokenizer(body)["kind"]
     why = "reads Chinese by the character" if facts.han > 0.3 and kind == "wordpiece" else "trained on the training rows"
     parts.add("tokenizer", {"kind": kind}, f"{kind}, about {facts.vocab_size:,} tokens: {why}", "tokenizer")
     layers, width = next((layers, width) for most, layers, width in _SIZES if facts.tokens < most)
-    form = {} if "model.preset" in parts.given else _MODELS[body]
     sizes = {"layers": layers, "width": width, "heads": width // 64}
     why = f"{body}, {layers} blocks × {width}: {facts.tokens:,.0f} tokens to learn from, no pretrained weights were named"
-    parts.add("model", form | sizes, why, "model")
+    parts.add("model", {**form, **sizes}, why, "model")
 
 
 def _add_length(parts: _Parts, kind: str, facts: Facts, pretrained: bool) -> None:

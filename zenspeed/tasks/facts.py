@@ -30,7 +30,7 @@ class Facts(NamedTuple):
     tokens: float
     """Of all rows, as the tokenizer that would be trained cuts them; from a sample where there is much text."""
     lengths: np.ndarray
-    """(sampled rows,) tokens of all texts of a row together."""
+    """(sampled rows,) tokens of a row's sequence."""
     fits: int
     """The shortest usual length that cuts at most one row in a hundred."""
     characters: int
@@ -57,11 +57,12 @@ def check_columns(wanted: dict[str, str], columns: Sequence[str], source: str) -
             raise InputError(f"{source}: no column {column!r} for --{option}{fix} (columns: {there})")
 
 
-def facts_of(recipe: Recipe, texts: Sequence[str], tokenizer_kind: str, vocab_size: int | None) -> Facts:
+def facts_of(recipe: Recipe, texts: Sequence[str], tokenizer_kind: str, joined: bool = True) -> Facts:
     """Reads the rows of `recipe.data.source` as training will, and cuts them by a tokenizer like the one it will train.
 
     Args:
-        texts: columns of text; for language_model none.
+        texts: columns of text; for language_model any.
+        joined: the length of a row is that of all its texts, else that of the longest.
 
     Raises:
         InputError: the source cannot be read, or holds nothing.
@@ -79,14 +80,15 @@ def facts_of(recipe: Recipe, texts: Sequence[str], tokenizer_kind: str, vocab_si
     whole = "".join(islice((text for row in sample for text in row), 5000))
     special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
     flat = [text for row in sample for text in row]
-    tokenizer = Tokenizer.train(tokenizer_kind, flat, vocab_size, special_tokens=special)
+    tokenizer = Tokenizer.train(tokenizer_kind, flat, special_tokens=special)
     cut = iter(tokenizer.encode_batch(flat))
-    lengths = np.array([sum(len(next(cut)) for _ in row) for row in sample])
+    by_text = [[len(next(cut)) for _ in row] for row in sample]
+    lengths = np.array([sum(row) if joined else max(row) for row in by_text])
     labels = 0
     if recipe.task.kind == "classification":
         labels = len(labels_of([str(row[label]) for row in rows], recipe.task.labels, label))
     han = len(_HAN.findall(whole)) / max(1, sum(not c.isspace() for c in whole))
-    tokens = float(lengths.mean()) * len(rows)
+    tokens = sum(map(sum, by_text)) / len(by_text) * len(rows)
     return Facts(len(rows), tokens, lengths, suggest(lengths), characters, han, tokenizer.vocab_size, labels)
 
 
