@@ -13,12 +13,14 @@ import pytest
 from tests.end_to_end.shipped import WORDS, write_pretrained
 from zenspeed.config import InputError, load
 from zenspeed.evaluate.interval import Figure
+from zenspeed.models.hf import to_huggingface
 from zenspeed.recipe import Recipe
 from zenspeed.retrieve.answer import Found, answer, calibrate, judge
 from zenspeed.retrieve.bm25 import BM25, words_of
 from zenspeed.retrieve.documents import Document, cut, read_documents
-from zenspeed.retrieve.embed import Reader, open_embedder
+from zenspeed.retrieve.embed import Reader, open_embedder, open_reader
 from zenspeed.retrieve.index import Index, build_index, open_index
+from zenspeed.tasks.base import place_of
 from zenspeed.tasks.spans import SpanTask
 from zenspeed.text.tokenizer import Tokenizer
 
@@ -162,6 +164,18 @@ def test_answers_that_are_read_stand_in_their_document() -> None:
     for found in answer(made, ["what is the weather", "good film"], reader(), k=3, refuse_below=0.0):
         assert found.found and found.start is not None and text[found.start : found.end] == found.answer
     assert not any(found.found for found in answer(made, ["weather"], reader(), refuse_below=2.0))
+
+
+def test_a_reader_of_hugging_face_layout_reads_as_it_did(pretrained: Path, tmp_path: Path) -> None:
+    ours = reader()
+    to_huggingface(ours.model, tmp_path / "reader")
+    ours.task.tokenizer.save(tmp_path / "reader")
+    rows = [{"question": "what is the weather", "context": text} for text in TEXTS]
+    theirs = open_reader(tmp_path / "reader")
+    first, second = (r.task.predict(r.model, rows, place_of(r.task.recipe)) for r in (ours, theirs))
+    assert [p["prediction"] for p in first] == [p["prediction"] for p in second]
+    with pytest.raises(InputError, match="was saved without a span head"):
+        open_reader(pretrained)
 
 
 def found(score: float, best: str, hits: Any = ()) -> Found:

@@ -68,7 +68,9 @@ def answer(
     question: Annotated[str | None, typer.Argument(help="A question.", show_default=False)] = None,
     reader: Annotated[
         Path | None,
-        typer.Option(help="A run of task span_qa; default: the column answer of the document found."),
+        typer.Option(
+            help="A run of task span_qa, or a folder of Hugging Face layout; default: the column answer of the document found."
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Passages in which the answer is looked for.")] = 5,
     how: HowOption = None,
