@@ -25,12 +25,13 @@ from zenspeed.data.batch import Batch
 from zenspeed.display import Display
 from zenspeed.engine import Engine
 from zenspeed.evaluate.interval import Figure
-from zenspeed.evaluate.report import write_report
+from zenspeed.evaluate.report import write_report as write_markdown
 from zenspeed.machine import keep_memory, measure_matmul, process_age_seconds, resident_bytes, usable_cores
 from zenspeed.optim import lr_factor, plan_optimizers
 from zenspeed.parallel.mesh import World, build_mesh, world
 from zenspeed.parallel.zero import ZeroOptions
 from zenspeed.recipe import Recipe
+from zenspeed.report.page import write_report
 from zenspeed.resolve import resolve
 from zenspeed.runlog import RunLog, plot_loss
 from zenspeed.tasks.base import Place, Task
@@ -327,7 +328,9 @@ def _finish(run: Run, clock: Clock, *, interrupted: bool) -> Result:
     if not interrupted:
         figures |= run.task.finish(run.model, _place(run), folder, run.display.say)
         if run.world.rank == 0:
-            write_report(folder, figures, _facts(run, clock), run.task.report)
+            facts = _facts(run, clock)
+            write_markdown(folder, figures, facts, run.task.report)
+            write_report(folder, figures, facts, run.task.report)
     if interrupted:
         run.display.say(f"stopped at step {counters.step}; a checkpoint is saved, go on with: zenspeed resume {folder}")
     return Result(folder, counters.step, counters.validation_loss, interrupted)

@@ -75,7 +75,8 @@ def test_classification_from_a_table(recipe: Path, cli: Cli, tmp_path: Path) -> 
     # Evaluated again from the checkpoint, on the same rows: the same figure.
     cli("evaluate", "out", "--data", "test.csv", "--json", "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["accuracy"]["value"] == pytest.approx(right) and figures["accuracy"]["n"] == 60
+    accuracy = next(f for f in figures["figures"] if f["name"] == "accuracy")
+    assert accuracy["value"] == pytest.approx(right) and accuracy["n"] == 60
     again = cli("evaluate", "out").stdout
     assert "balanced_accuracy" in again and "recall[odd]" in again
     # The predictions alone give the same, and a worse system is seen to be worse.

@@ -13,9 +13,10 @@ from sklearn import metrics
 
 from zenspeed.errors import InputError
 from zenspeed.evaluate.classify import confusion, label_figures
-from zenspeed.evaluate.compare import compare_files, holm, mcnemar
+from zenspeed.evaluate.compare import compare_files
 from zenspeed.evaluate.curves import roc_area
 from zenspeed.evaluate.interval import Figure, Undefined, wilson
+from zenspeed.evaluate.paired import holm, mcnemar
 from zenspeed.evaluate.predictions import read_predictions
 from zenspeed.evaluate.score import Options, lines_of, score_file
 from zenspeed.evaluate.written import token_f1, written_figures
@@ -147,13 +148,56 @@ def test_comparison_of_two_files(tmp_path: Path) -> None:
     better = [{**row, "prediction": "x" if row["id"] % 2 or row["id"] < 40 else "y"} for row in reversed(rows)]
     a, b = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", better)
     (found,) = compare_files([a, b])
-    assert (found.n, found.matched_by, found.difference) == (200, "id", 0.1)
+    assert (found.n, found.matched_by, found.test) == (200, "id", "McNemar's exact test")
+    assert found.difference == pytest.approx(0.1)
     assert found.low < 0.1 < found.high and found.p == pytest.approx(binomtest(0, 20).pvalue)
     assert "is better than" in str(found)
     (same,) = compare_files([a, a])
     assert same.p == 1 and "do not show" in str(same)
     with pytest.raises(InputError, match="ids are in one file only"):
         compare_files([a, write(tmp_path / "c.jsonl", rows[:9])])
+
+
+def test_swapping_answers_agrees_with_the_exact_test_and_the_bootstrap_with_theory(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    rows = [{"label": str(rng.integers(3)), "prediction": ""} for _ in range(400)]
+    one, two = ([{**r, "prediction": r["label"] if rng.random() < p else "0"} for r in rows] for p in (0.6, 0.66))
+    a, b = write(tmp_path / "a.jsonl", one), write(tmp_path / "b.jsonl", two)
+    (exact,), (swapped,) = compare_files([a, b]), compare_files([a, b], "f1_macro")
+    assert swapped.test.endswith("random swaps of answers") and 0.3 < swapped.p / exact.p < 3
+    truth, said = [r["label"] for r in rows], [r["prediction"] for r in two]
+    assert swapped.value_second == pytest.approx(metrics.f1_score(truth, said, average="macro"))
+    gained = np.array([x["prediction"] == x["label"] for x in two]) * 1.0 - [x["prediction"] == x["label"] for x in one]
+    half = 1.96 * gained.std() / 20
+    assert [exact.low, exact.high] == pytest.approx([gained.mean() - half, gained.mean() + half], abs=0.01)
+    with pytest.raises(InputError, match="no measure of these predictions"):
+        compare_files([a, b], "bleu")
+
+
+def test_texts_are_compared_by_chrf_and_exact_match(tmp_path: Path) -> None:
+    rows = [{"reference": f"the answer is {i}", "prediction": f"the answer was {i}"} for i in range(60)]
+    better = [{**row, "prediction": row["reference"] if i % 2 else row["prediction"]} for i, row in enumerate(rows)]
+    found = compare_files([write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", better)])
+    assert [c.metric for c in found] == ["exact_match", "chrf"] and all("is better than" in c.conclusion for c in found)
+
+
+def test_seeds_are_a_source_of_variance(tmp_path: Path) -> None:
+    """Three runs of each: on the rows alone B looks better, over its seeds that is not shown."""
+    rng = np.random.default_rng(9)
+    for name, shares in {"a": (0.70, 0.70, 0.71), "b": (0.60, 0.75, 0.90)}.items():
+        for seed, share in enumerate(shares):
+            folder = tmp_path / f"{name}{seed}"
+            folder.mkdir()
+            (folder / "recipe.yaml").write_text(f"run: {{seed: {seed}}}\noptim: {{lr: 0.0{1 if name == 'a' else 2}}}\n")
+            rows = [{"label": "x", "prediction": "x" if rng.random() < share else "y"} for _ in range(2000)]
+            write(folder / "predictions.jsonl", rows)
+    runs = [tmp_path / f"{name}{seed}" for name in "ab" for seed in range(3)]
+    (one,) = compare_files([runs[0], runs[4]])
+    assert one.p < 0.01
+    (found,) = compare_files(runs)
+    assert found.runs == (3, 3) and found.p > 0.05 and found.low < 0 < found.high
+    with pytest.raises(InputError, match="3 runs of one recipe"):
+        compare_files(runs[:3])
 
 
 def test_p_values() -> None:

@@ -1,4 +1,7 @@
-"""Whether one system is better than another on the same rows: effect, interval, McNemar's exact test, Holm's correction."""
+"""Whether one system is better than another on the same rows, from files of predictions or runs that hold them.
+
+Runs of one recipe that differ in their seed alone are one system: their spread is a source of variance beside the rows.
+"""
 
 from __future__ import annotations
 
@@ -6,68 +9,172 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from zenspeed.config import load
 from zenspeed.errors import InputError
-from zenspeed.evaluate.interval import RESAMPLES, SEED
+from zenspeed.evaluate.interval import RESAMPLES, SEED, Array, Measure
+from zenspeed.evaluate.measures import measures_of
+from zenspeed.evaluate.paired import Effect, holm, over_seeds, paired
 from zenspeed.evaluate.predictions import Predictions, read_predictions
-from zenspeed.evaluate.written import answer_tokens
+from zenspeed.recipe import Recipe
+
+SCHEMA = "zenspeed.comparison"
+VERSION = 1
+_POWER = 2.8  # standard errors of a difference that is found in 80 of 100 cases at p < 0.05
+_PER_CENT = ("accuracy", "exact_match", "token_f1", "balanced_accuracy", "f1_macro", "rouge1", "rouge2", "rougeL")
 
 
 class Comparison(NamedTuple):
-    """Accuracy (labels) or exact match (texts) of `second` minus `first`, on rows matched by `matched_by`."""
+    """A measure of `second` minus that of `first`, on rows matched by `matched_by`."""
 
     first: str
     second: str
+    metric: str
     n: int
+    runs: tuple[int, int]
+    """Runs of each, which differ in their seed alone."""
     matched_by: str
+    value_first: float
+    value_second: float
     difference: float
     low: float
     high: float
     p: float
-    """Of McNemar's exact test; corrected by Holm's method for the number of comparisons."""
+    """Corrected by Holm's method for the number of comparisons."""
+    test: str
+    detectable: float
+    """The least true difference that so many rows would show in 80 of 100 cases."""
+    higher_is_better: bool
+
+    @property
+    def conclusion(self) -> str:
+        """What may be concluded, a sentence."""
+        if math.isnan(self.difference):
+            return f"{self.metric} is not defined on these rows: nothing may be concluded"
+        if self.p >= 0.05:
+            least = _written(self.metric, self.detectable).lstrip("+")
+            return f"these rows do not show that they differ; a difference of {least} would probably have been seen"
+        better = (self.difference > 0) == self.higher_is_better
+        return f"{self.second} is {'better' if better else 'worse'} than {self.first}"
 
     def __str__(self) -> str:
-        by = (
-            f"{100 * self.difference:+.2f} points [{100 * self.low:+.2f}, {100 * self.high:+.2f}], p {self.p:.3g}, n {self.n:,}"
+        difference, low, high = (_written(self.metric, x) for x in (self.difference, self.low, self.high))
+        a, b = (_written(self.metric, x).lstrip("+") for x in (self.value_first, self.value_second))
+        runs = f", {self.runs[0]} and {self.runs[1]} runs" if max(self.runs) > 1 else ""
+        return (
+            f"{self.second} against {self.first}: {self.metric} {b} against {a}, {difference} [{low}, {high}], p {self.p:.3g}, "
+            f"n {self.n:,}{runs}: {self.conclusion}"
         )
-        if self.p >= 0.05:
-            return f"{self.second} against {self.first}: {by}: these rows do not show that they differ"
-        word = "better" if self.difference > 0 else "worse"
-        return f"{self.second} is {word} than {self.first}: {by}"
 
 
-def compare_files(paths: Sequence[Path]) -> list[Comparison]:
-    """Compares every pair of files (or runs that hold predictions.jsonl).
+def _written(metric: str, value: float) -> str:
+    return f"{100 * value:+.2f} points" if metric in _PER_CENT else f"{value:+.4f}"
+
+
+class System(NamedTuple):
+    """One recipe, or one file: its name, and the predictions of its runs."""
+
+    name: str
+    runs: list[Predictions]
+
+
+def compare_files(paths: Sequence[Path], metric: str | None = None) -> list[Comparison]:
+    """Compares every pair of systems. metric: None: accuracy of labels, Spearman's of numbers, exact match and chrF of texts.
 
     Raises:
-        InputError: fewer than two files, or files that are not of the same rows.
+        InputError: fewer than two systems, files that are not of the same rows, or a metric that they do not have.
     """
     if len(paths) < 2:
         raise InputError("compare: one file given; name two or more")
-    files = [read_predictions(path) for path in paths]
-    found = [_pair(a, b, str(x), str(y)) for (x, a), (y, b) in itertools.combinations(zip(paths, files, strict=True), 2)]
+    systems = systems_of(paths)
+    if len(systems) < 2:
+        raise InputError(f"compare: these are {len(paths)} runs of one recipe, {systems[0].name}; name another system as well")
+    found = [c for a, b in itertools.combinations(systems, 2) for c in _pair(a, b, metric)]
     return [c._replace(p=p) for c, p in zip(found, holm([c.p for c in found]), strict=True)]
 
 
-def _pair(a: Predictions, b: Predictions, first: str, second: str) -> Comparison:
-    (rows_a, rows_b), matched_by = _match(a, b)
-    key = a.truth
-    for i, (x, y) in enumerate(zip(rows_a, rows_b, strict=True)):
-        if x[key] != y.get(key):
-            raise InputError(f"{second}: row {i + 1} by {matched_by} has another {key} than in {first}; compare the same rows")
-    right_a, right_b = _right(a._replace(rows=rows_a)), _right(b._replace(rows=rows_b))
-    n, gained, lost = len(right_a), int((right_b & ~right_a).sum()), int((right_a & ~right_b).sum())
-    # Resampling rows draws the three kinds of row from a multinomial.
-    drawn = np.random.default_rng(SEED).multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], RESAMPLES)
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.025, 0.975])
-    difference = (gained - lost) / n
-    return Comparison(first, second, n, matched_by, difference, float(low), float(high), mcnemar(gained, lost))
+def systems_of(paths: Sequence[Path]) -> list[System]:
+    """Runs whose recipes differ in seed, name and folder alone are one system, named by the first."""
+    systems: dict[str, System] = {}
+    for i, path in enumerate(paths):
+        recipe = path / "recipe.yaml"
+        key = _without_seed(recipe) if path.is_dir() and recipe.exists() else str(path)
+        if path in paths[:i]:  # against itself
+            key = f"{path} {i}"
+        systems.setdefault(key, System(str(path), [])).runs.append(read_predictions(path))
+    return list(systems.values())
 
 
-def _match(a: Predictions, b: Predictions) -> tuple[tuple[list[dict], list[dict]], str]:
+def _without_seed(path: Path) -> str:
+    data: dict[str, Any] = load(Recipe, path).model_dump(mode="json")
+    data.pop("run")
+    return repr(data)
+
+
+def _pair(a: System, b: System, metric: str | None) -> list[Comparison]:
+    first = a.runs[0]
+    matched = [match(first, other) for other in [*a.runs[1:], *b.runs]]
+    by = matched[0][1]
+    of_a = [first, *(p for p, _ in matched[: len(a.runs) - 1])]
+    of_b = [p for p, _ in matched[len(a.runs) - 1 :]]
+    wanted = [metric] if metric else {"texts": ["exact_match", "chrf"], "numbers": ["spearman"]}.get(first.kind, ["accuracy"])
+    labels = None
+    if first.kind == "labels":
+        labels = sorted({x for p in (*of_a, *of_b) for column in ("label", "prediction") for x in p.column(column)})
+    measures = [[measures_of(p, wanted, labels) for p in runs] for runs in (of_a, of_b)]
+    for name in wanted:
+        if name not in measures[0][0]:
+            known = ", ".join(measures_of(first._replace(rows=first.rows[:2])))
+            raise InputError(f"--metric: {name!r} is no measure of these predictions; there are {known}")
+    return [_compare(a.name, b.name, name, [[m[name] for m in of] for of in measures], by, len(first.rows)) for name in wanted]
+
+
+def _compare(first: str, second: str, name: str, measures: list[list[Measure]], by: str, n: int) -> Comparison:
+    of_a, of_b = measures
+    effects = [paired(x, y) for x in of_a for y in of_b]
+    one: Effect = effects[0]
+    difference, low, high, p, test = one.difference, one.low, one.high, one.p, one.test
+    values = [[_value(m) for m in of] for of in measures]
+    deviations: Array = (
+        np.mean([e.deviations for e in effects], 0) if len({len(e.deviations) for e in effects}) == 1 else one.deviations
+    )
+    runs = (len(of_a), len(of_b))
+    if min(runs) > 1:
+        difference, low, high, p = over_seeds(values[0], values[1], deviations)
+        test = "rows by bootstrap and seeds by Student's t"
+    elif max(runs) > 1:
+        test += "; of the first run of each: seeds are counted from two runs of both on"
+        values = [[of[0]] for of in values]
+    detectable = _POWER * float(np.std(deviations))
+    a, b = (float(np.mean(of)) for of in values)
+    better = of_a[0].higher_is_better
+    return Comparison(first, second, name, n, runs, by, a, b, difference, low, high, p, test, detectable, better)
+
+
+def _value(measure: Measure) -> float:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(measure.value(measure.statistics.sum(0, keepdims=True))[0])
+
+
+def match(a: Predictions, b: Predictions) -> tuple[Predictions, str]:
+    """The rows of `b` in the order of `a`, and what they were matched by: `id`, or `order`.
+
+    Raises:
+        InputError: they are not the same rows.
+    """
+    rows, by = _matched(a, b)
+    if a.kind != b.kind:
+        raise InputError(f"{b.path}: holds {b.kind}, {a.path} {a.kind}; compare answers of one kind")
+    for i, (x, y) in enumerate(zip(a.rows, rows, strict=True)):
+        if x[a.truth] != y.get(a.truth):
+            raise InputError(f"{b.path}: row {i + 1} by {by} has another {a.truth} than in {a.path}; compare the same rows")
+    return b._replace(rows=rows), by
+
+
+def _matched(a: Predictions, b: Predictions) -> tuple[list[dict[str, Any]], str]:
     if all("id" in row for row in a.rows) and all("id" in row for row in b.rows):
         by_a, by_b = ({str(row["id"]): row for row in x.rows} for x in (a, b))
         for x, by in ((a, by_a), (b, by_b)):
@@ -76,30 +183,13 @@ def _match(a: Predictions, b: Predictions) -> tuple[tuple[list[dict], list[dict]
         if by_a.keys() != by_b.keys():
             alone = sorted(by_a.keys() ^ by_b.keys())
             raise InputError(f"{b.path}: {len(alone)} ids are in one file only, such as {alone[0]!r}; compare the same rows")
-        return (list(by_a.values()), [by_b[key] for key in by_a]), "id"
+        return [by_b[key] for key in by_a], "id"
     if len(a.rows) != len(b.rows):
         raise InputError(f"{b.path}: {len(b.rows)} rows against {len(a.rows)} in {a.path}; give rows an id, or the same rows")
-    return (a.rows, b.rows), "order"
+    return b.rows, "order"
 
 
-def _right(x: Predictions) -> np.ndarray:
-    if x.kind == "labels":
-        return np.array([row["label"] == row["prediction"] for row in x.rows])
-    return np.array([answer_tokens(row["reference"]) == answer_tokens(row["prediction"]) for row in x.rows])
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p of McNemar's exact test: a fair coin for each row that only one system has right."""
-    n, k = gained + lost, min(gained, lost)
-    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)]
-    return min(1.0, 2 * math.fsum(map(math.exp, logs)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979), in the order given."""
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    corrected, highest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = highest
-    return corrected
+def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """For a file that pandas reads: pandas.DataFrame(found["comparisons"])."""
+    rows = [c._asdict() | {"conclusion": c.conclusion} for c in comparisons]
+    return {"schema": SCHEMA, "version": VERSION, "resamples": RESAMPLES, "seed": SEED, "comparisons": rows}

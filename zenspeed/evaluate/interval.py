@@ -72,13 +72,19 @@ def wilson(successes: int, n: int, definition: str) -> Figure | Undefined:
     return Figure(p, max(0.0, middle - half), min(1.0, middle + half), n, definition)
 
 
+def in_groups(statistics: Array) -> Array:
+    """(n, k) -> (MOST_UNITS, k), the rows of a group added up; as they are if they are no more."""
+    n = len(statistics)
+    if n <= MOST_UNITS:
+        return statistics
+    group = np.random.default_rng(SEED).permutation(n) % MOST_UNITS
+    return np.stack([np.bincount(group, weights=column, minlength=MOST_UNITS) for column in statistics.T], 1)
+
+
 def resampled_sums(statistics: Array) -> Array:
     """(RESAMPLES, k): sums over rows drawn with replacement from `statistics`, (n, k)."""
+    statistics = in_groups(statistics)
     rng, n = np.random.default_rng(SEED), len(statistics)
-    if n > MOST_UNITS:
-        group = rng.permutation(n) % MOST_UNITS
-        columns = [np.bincount(group, weights=column, minlength=MOST_UNITS) for column in statistics.T]
-        statistics, n = np.stack(columns, 1), MOST_UNITS
     sums = np.empty((RESAMPLES, statistics.shape[1]))
     for start in range(0, RESAMPLES, _CHUNK):
         counts = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(start, min(start + _CHUNK, RESAMPLES))]

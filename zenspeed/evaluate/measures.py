@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,8 +76,14 @@ def _mean_area(areas: Figures, definition: str) -> Figure | Undefined:
     return Figure(float(np.mean(values)), None, None, n, definition, "each label's area has its own")
 
 
-def measures_of(predictions: Predictions, wanted: Sequence[str] | None = None) -> dict[str, Measure]:
-    """Measures that are functions of sums over rows, the one that a comparison is about first. wanted: names; None: all."""
+def measures_of(
+    predictions: Predictions, wanted: Sequence[str] | None = None, labels: Sequence[Any] | None = None
+) -> dict[str, Measure]:
+    """Measures that are functions of sums over rows, the one that a comparison is about first.
+
+    Args:
+        wanted: names of those to count; None: all. labels: of all systems; None: those that occur here.
+    """
     truth, answers = predictions.column(predictions.truth), predictions.column("prediction")
     if predictions.kind == "texts":
         return written_measures(truth, answers, wanted)
@@ -85,5 +91,5 @@ def measures_of(predictions: Predictions, wanted: Sequence[str] | None = None) -
         found = number_measures(np.array(truth), np.array(answers))
         found = {"spearman": found.pop("spearman")} | found
     else:
-        found = label_measures(truth, answers)
+        found = label_measures(truth, answers, labels)
     return {name: measure for name, measure in found.items() if wanted is None or name in wanted}

@@ -49,6 +49,11 @@ def read_predictions(path: Path) -> Predictions:
     """
     if path.is_dir():
         path = path / "predictions.jsonl"
+    return checked(read_rows(path), path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, one or more."""
     try:
         rows = list(_rows(path))
     except OSError as error:
@@ -57,7 +62,14 @@ def read_predictions(path: Path) -> Predictions:
         raise InputError(f"{path}: is not UTF-8; give a file of JSON lines in UTF-8") from None
     if not rows:
         raise InputError(f"{path}: holds no rows; give JSON lines with label and prediction")
-    return checked(rows, path)
+    return rows
+
+
+def as_predictions(rows: list[dict[str, Any]], path: Path = Path("predictions.jsonl")) -> Predictions:
+    """Labels, numbers or texts, if that is what the rows hold; else `other`, which their task scores by itself."""
+    if ("prediction" in rows[0] or "scores" in rows[0]) and ("label" in rows[0] or "reference" in rows[0]):
+        return checked(rows, path)
+    return Predictions(path, rows, "other")
 
 
 def checked(rows: list[dict[str, Any]], path: Path = Path("predictions")) -> Predictions:

@@ -164,6 +164,13 @@ def lines_of(found: Mapping[str, Any]) -> list[str]:
     lines = _table_lines(found["figures"], "")
     if "fairness" in found:
         lines += ["", "gaps between groups", *_table_lines(found["fairness"], "by ")]
+    for effect in found.get("robustness", ()):
+        changed = Figure(**effect["answers_changed"])
+        lines.append(
+            f"{effect['change']}: {effect['metric']} {effect['before']:.4f} → {effect['after']:.4f}, difference "
+            f"{effect['difference']:+.4f} [{effect['low']:+.4f}, {effect['high']:+.4f}], p {effect['p']:.3g}; "
+            f"{effect['texts_changed']:,} texts changed, {100 * changed.value:.1f} % of the answers"
+        )
     for choice in found.get("thresholds", ()):
         at = f"label {choice['label']}, {choice['wanted']}: "
         if choice["threshold"] is None:

@@ -13,7 +13,7 @@ from zenspeed.launch.hosts import Slots, choose, limit, read_hostfile
 from zenspeed.launch.local import Rendezvous, end_with_input, launch
 from zenspeed.launch.ssh import Ssh, commands, environment_files, run, variables
 
-VERBS = ("train", "resume")
+VERBS = ("train", "resume", "evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def command_of(options: Options, arguments: Sequence[str]) -> list[str]:
     """The command of one process."""
     if not arguments:
         raise InputError(
-            "launch runs train, resume, a script (.py) or -m module, got nothing: zenspeed launch -n 2 train x.yaml"
+            "launch runs train, resume, evaluate, a script (.py) or -m module, got nothing: zenspeed launch -n 2 train x.yaml"
         )
     target, rest = arguments[0], list(arguments[1:])
     number = ["--local_rank=${local_rank}"] if options.as_deepspeed and options.local_rank_argument else []
@@ -71,7 +71,9 @@ def command_of(options: Options, arguments: Sequence[str]) -> list[str]:
         if not Path(target).is_file():
             raise InputError(f"launch: {target}: no such file")
         return [sys.executable, "-u", target, *number, *rest]
-    raise InputError(f"launch runs train, resume, a script (.py) or -m module, got {target}: zenspeed launch -n 2 train x.yaml")
+    raise InputError(
+        f"launch runs train, resume, evaluate, a script (.py) or -m module, got {target}: zenspeed launch -n 2 train x.yaml"
+    )
 
 
 def machines(options: Options) -> Slots | None:

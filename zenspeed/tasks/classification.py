@@ -102,7 +102,7 @@ class ClassificationTask(RowTask):
             | ({"label": str(row[task.label])} if row.get(task.label) is not None else {})
             | {
                 "prediction": self.labels[int(of_row.argmax())],
-                "scores": {label: round(float(p), 6) for label, p in zip(self.labels, of_row, strict=True)},
+                "scores": {label: float(f"{p:.9g}") for label, p in zip(self.labels, of_row, strict=True)},
             }
             for row, of_row in zip(rows, probabilities, strict=True)
         ]

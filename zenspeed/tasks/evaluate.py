@@ -1,32 +1,214 @@
-"""Evaluates the model of a run, whatever its task: on its own validation split, or on other data."""
+"""Evaluates a run, or a folder of Hugging Face layout, whatever its task: on its validation split, or on other data.
+
+Rows go through the model in parts, by length, on any number of ranks; every rank gets the same answers and so the same figures.
+What is kept of a row is its answer; tokens and activations are those of one part.
+"""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from zenspeed.evaluate.interval import Figure
-from zenspeed.evaluate.run import evaluate_run as evaluate_language
-from zenspeed.run import open_run
-from zenspeed.tasks.base import place_of
-from zenspeed.tasks.data import read_split
-from zenspeed.tasks.open import ROW_TASKS, open_task
+import numpy as np
+import torch.distributed as dist
+
+from zenspeed.config import InputError, write_atomically
+from zenspeed.data.files import PYTHON_DOCS
+from zenspeed.data.prepare import encode_held_out, prepare
+from zenspeed.data.rows import RowOptions, read_rows
+from zenspeed.data.shards import TokenDataset
+from zenspeed.data.source import documents
+from zenspeed.evaluate.interval import Figure, Figures
+from zenspeed.evaluate.language import document_losses, language_figures
+from zenspeed.evaluate.predictions import Predictions, as_predictions, checked
+from zenspeed.evaluate.robustness import changed_rows, changes, effect_of
+from zenspeed.evaluate.score import Options, evaluation, table_of
+from zenspeed.evaluate.slices import columns_of, slices_of
+from zenspeed.tasks.base import Place
+from zenspeed.tasks.data import is_text, read_split, text_columns
+from zenspeed.tasks.open import open_task
+from zenspeed.tasks.opening import Model, open_for_evaluation
 from zenspeed.tasks.rows import RowTask
 
+PART_ROWS = 4096
+"""Rows that are encoded and answered at once."""
 
-def evaluate_run(folder: Path, source: str | None = None, checkpoint: str | None = None) -> dict[str, Figure]:
-    """Figures of a run's checkpoint on `source` (file, folder or glob; None: its validation split), in the run's precision.
+
+class Asked(NamedTuple):
+    """An evaluation: on what, and what is looked at."""
+
+    sources: Sequence[str] = ()
+    """None: the run's validation split. Several: each gets figures of its own (domains)."""
+    checkpoint: str | None = None
+    sets: Sequence[str] = ()
+    options: Options = Options()
+    robust: Sequence[str] = ()
+    synonyms: Path | None = None
+    predictions: Path | None = None
+    """Where the answers are written."""
+
+
+def evaluate_folder(folder: Path, asked: Asked, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
+    """The evaluation as a mapping for JSON, the same on all ranks.
 
     Raises:
-        InputError: no run there, or `source` cannot be read, or holds labels that the run does not know.
+        InputError: no model there, or the data cannot be read, or hold labels that the model does not know.
     """
-    opened = open_run(folder, checkpoint)
-    recipe = opened.recipe
-    if recipe.task.kind == "language_model":
-        return evaluate_language(folder, source, checkpoint)
-    place = place_of(recipe)
-    if source is None:
-        task = open_task(recipe, None)
+    model = open_for_evaluation(folder, asked.checkpoint, asked.sets)
+    if not asked.sources and not model.trained:
+        raise InputError(f"{folder}: was not trained here, so it has no validation split; give --data FILE")
+    place, task = model.place(rank, ranks), model.task()
+    found = _language(model, asked, place) if task is None else _rows(model, task, asked, place)
+    found["model"] = str(folder)
+    found["source"] = ", ".join(asked.sources) or "validation split"
+    return found
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def _rows(model: Model, task: RowTask, asked: Asked, place: Place) -> dict[str, Any]:
+    rows, of_source = _read(model, asked, place)
+    answers_nothing = type(task).predict is RowTask.predict
+    parts = [slice(start, start + PART_ROWS) for start in range(0, len(rows), PART_ROWS)]
+    if answers_nothing:
+        _refuse_what_needs_answers(task, asked)
+        return _of_figures(task.judge(model.model, task.encode(rows, "the rows"), place), "other", len(rows))
+    answers = [answer for part in parts for answer in task.predict(model.model, rows[part], place)]
+    wanted = [c for c in [*columns_of(asked.options.slices), *asked.options.protected] if c in rows[0]]
+    answers = [{**{c: row[c] for c in wanted}, **answer} for row, answer in zip(rows, answers, strict=True)]
+    if len(asked.sources) > 1:
+        answers = [{**answer, "data": source} for answer, source in zip(answers, of_source, strict=True)]
+        asked = asked._replace(options=asked.options._replace(slices=[*asked.options.slices, "data"]))
+    predictions = as_predictions(answers)
+    known: Figures = {}
+    if predictions.kind != "labels":
+        known["loss"] = task.judge(model.model, task.encode(rows, "the rows"), place)["loss"]
+    found = evaluation(predictions, asked.options, lambda some: dict(task.score(some)), known)
+    found["figures"] = [
+        {**f, "name": "loss"} for f in found["figures"] if (f["name"], f["slice"]) == ("log_loss", "all")
+    ] + found["figures"]
+    if asked.robust:
+        found["robustness"] = _robustness(model, task, rows, predictions, asked, place)
+    if asked.predictions is not None and place.rank == 0:
+        write_atomically(asked.predictions, "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers))
+    return found
+
+
+def _read(model: Model, asked: Asked, place: Place) -> tuple[list[dict[str, Any]], list[str]]:
+    """All rows, and the source of each."""
+    if not asked.sources:
+        task = _first_rank_first(lambda: open_task(model.recipe, None), place)
         assert isinstance(task, RowTask)
-        return task.figures(opened.model, task.validation, place)
-    task = ROW_TASKS[recipe.task.kind].of_run(recipe, opened.tokenizer)
-    return task.figures(opened.model, task.encode(read_split(recipe, source), source), place)
+        return task.validation.rows, ["validation split"] * len(task.validation.rows)
+    rows, of_source = [], []
+    for source in asked.sources:
+        some = read_split(model.recipe, source)
+        rows += some
+        of_source += [source] * len(some)
+    return rows, of_source
+
+
+def _robustness(
+    model: Model, task: RowTask, rows: list[dict[str, Any]], before: Predictions, asked: Asked, place: Place
+) -> list[dict[str, Any]]:
+    if before.kind == "other":
+        raise InputError(f"--robust: is for labels, numbers and texts, not for {model.recipe.task.kind}")
+    columns, found = text_columns(model.recipe), []
+    for name, change in changes(asked.robust, asked.synonyms).items():
+        others = changed_rows(rows, columns, change)
+        texts = sum(any(a.get(c) != b.get(c) for c in columns) for a, b in zip(rows, others, strict=True))
+        parts = range(0, len(others), PART_ROWS)
+        answers = [a for start in parts for a in task.predict(model.model, others[start : start + PART_ROWS], place)]
+        found.append(effect_of(name, before, checked(answers), texts))
+    return found
+
+
+def _refuse_what_needs_answers(task: RowTask, asked: Asked) -> None:
+    o = asked.options
+    given_by = {"--slice": o.slices, "--protected": o.protected, "--threshold": o.thresholds, "--robust": asked.robust}
+    for name, given in given_by.items():
+        if given:
+            raise InputError(f"{name}: needs an answer for each row; {task.recipe.task.kind} has a loss only")
+
+
+def _of_figures(figures: dict[str, Figure], kind: str, n: int) -> dict[str, Any]:
+    from zenspeed.evaluate.interval import RESAMPLES, SEED
+    from zenspeed.evaluate.score import SCHEMA, VERSION
+
+    few = [f"{n} units only: the intervals are wide and approximate below 100"] if n < 100 else []
+    head = {"schema": SCHEMA, "version": VERSION, "kind": kind, "n": n, "resamples": RESAMPLES, "seed": SEED}
+    return {**head, "figures": table_of(figures), "warnings": few}
+
+
+def _first_rank_first(make: Callable[[], Any], place: Place) -> Any:
+    """Rank 0 prepares what is cached, the others find it."""
+    made = make() if place.rank == 0 else None
+    if place.ranks > 1:
+        dist.barrier()
+    return made if place.rank == 0 else make()
+
+
+# Documents ------------------------------------------------------------------------------------------------------------
+
+
+def _language(model: Model, asked: Asked, place: Place) -> dict[str, Any]:
+    """Figures over all documents, of each source where there are several, and of each slice of documents."""
+    if asked.robust or asked.options.protected or asked.options.thresholds:
+        raise InputError("--robust, --protected, --threshold: are for tasks with answers, not for language_model")
+    if not asked.sources:
+        if asked.options.slices:
+            raise InputError("--slice: of a language model needs --data FILE")
+        dataset = _first_rank_first(lambda: prepare(model.recipe), place).validation
+        figures = language_figures(*_losses(model, dataset, place))
+        return _of_figures(figures, "language", dataset.num_documents)
+    with tempfile.TemporaryDirectory(prefix="zenspeed-evaluate-") as name:
+        folder = Path(name)
+        tables, all_losses = [], []
+        for i, source in enumerate(asked.sources):
+            losses = _losses(model, encode_held_out(model.recipe.data, source, model.tokenizer, folder / str(i)), place)
+            all_losses.append(losses)
+            if len(asked.sources) > 1:
+                tables += table_of(language_figures(*losses), "data", source)
+            if asked.options.slices:
+                tables += _document_slices(model, source, asked.options.slices, folder / f"slices-{i}", place)
+    whole = [np.concatenate(column) for column in zip(*all_losses, strict=True)]
+    found = _of_figures(language_figures(*whole), "language", len(whole[0]))
+    found["figures"] += tables
+    return found
+
+
+def _losses(model: Model, dataset: TokenDataset, place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(documents,) each: nats, predicted tokens, UTF-8 bytes."""
+    recipe = model.recipe
+    losses, tokens = document_losses(
+        model.model,
+        dataset,
+        recipe.model.context,
+        recipe.evaluate.batch_size or recipe.train.micro_batch_size or max(1, 8192 // recipe.model.context),
+        place.autocast,
+        place.rank,
+        place.ranks,
+        recipe.data.attend_across_documents,
+    )
+    return losses, tokens, dataset.document_bytes
+
+
+def _document_slices(model: Model, source: str, rules: Sequence[str], folder: Path, place: Place) -> list[dict[str, Any]]:
+    data = model.recipe.data
+    if source == PYTHON_DOCS or is_text(source):
+        rows: list[dict[str, Any]] = [{"text": text} for text in documents(data, source)]
+    else:
+        options = RowOptions(columns=(data.text_column,), line_column=data.text_column, encoding=data.encoding)
+        rows = [{**row, "text": str(row[data.text_column])} for row in read_rows(source, options)]
+    tables = []
+    folder.mkdir()
+    for i, part in enumerate(slices_of(rows, rules)):
+        path = folder / f"{i}.jsonl"
+        write_atomically(path, "".join(json.dumps({data.text_column: rows[j]["text"]}) + "\n" for j in part.rows))
+        dataset = encode_held_out(data, str(path), model.tokenizer, folder / str(i))
+        tables += table_of(language_figures(*_losses(model, dataset, place)), part.name, part.value)
+    return tables

@@ -1,0 +1,100 @@
+"""The report of a run: one file that needs no other, what it says, axes, both languages, and its JSON."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pandas
+import pytest
+
+from zenspeed.config import dump
+from zenspeed.errors import InputError
+from zenspeed.evaluate.interval import Figure, Undefined
+from zenspeed.recipe import Recipe
+from zenspeed.report import charts, parts
+from zenspeed.report.collect import read_report
+from zenspeed.report.page import compare_runs, write_report
+from zenspeed.report.words import ZH
+
+EVIL = '<script>alert("x")</script>'
+
+
+def make(folder: Path, better: int = 0) -> Path:
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(dump(Recipe.model_validate({"optim": {"lr": 0.01 + better / 1000}})), encoding="utf-8")
+    records = [{"step": i, "tokens": 100 * i, "loss": 3 / i, "lr": 0.01, "grad_norm": 1.0} for i in range(1, 2000)]
+    records += [{"step": i, "tokens": 100 * i, "validation_loss": 3.1 / i} for i in range(200, 2000, 200)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    (folder / "environment.json").write_text('{"python": "3.11", "packages": {"torch": "2.13"}}', encoding="utf-8")
+    rows = [
+        {
+            "text": f"{EVIL if i == 5 else '影片'} number {i} {'very ' * (i % 9)}", "label": "ab"[i % 2],
+            "prediction": "ab"[(i % 2) if i % 5 or i < better else 0], "scores": {"a": 0.4 + i % 2 / 10, "b": 0.6 - i % 2 / 10},
+        }
+        for i in range(200)
+    ]  # fmt: skip
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    figures = {"loss": Figure(1.2, 1.1, 1.3, 200, "mean loss"), "mcc": Undefined(200, "correlation", "only one label occurs")}
+    write_report(folder, figures, {"model": "2 layers"}, {"rows": {"train": 1000}})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    place = tmp_path_factory.mktemp("runs")
+    return [make(place / "one"), make(place / "two", 150)]
+
+
+def test_a_page_holds_all_and_loads_nothing(runs: list[Path]) -> None:
+    page = (runs[0] / "report.html").read_text(encoding="utf-8")
+    for title in (
+        "Summary", "Loss", "Figures", "Confusion matrix", "ROC curve", "Precision and recall", "Calibration", "By part",
+        "Examples", "Data", "Recipe", "Environment", "How to repeat it",
+    ):  # fmt: skip
+        assert f'<span lang="en">{title}</span><span lang="zh">{ZH[title]}</span>' in page, title
+    assert not re.search(r"<script|<link(?! rel=.icon. href=.data:)|src=|@import|url\(|https?://", page)
+    assert "alert(&quot;x&quot;)" in page and "only one label occurs" in page
+    assert len(page.encode()) < 300_000
+
+
+def test_the_json_is_read_by_pandas(runs: list[Path]) -> None:
+    content = json.loads((runs[0] / "report.json").read_text(encoding="utf-8"))
+    assert (content["schema"], content["version"], content["run"]) == ("zenspeed.report", 1, "one")
+    frame = pandas.DataFrame(content["figures"])
+    assert frame.set_index("name").loc["loss", "value"] == 1.2
+    assert pandas.DataFrame(content["predictions"]["figures"]).query("slice == 'all' and name == 'accuracy'").n.item() == 200
+
+
+def test_two_runs_side_by_side(runs: list[Path]) -> None:
+    page = compare_runs(runs)
+    assert "two is better than one" in page and "optim.lr" in page and "run.folder" not in page
+    assert page.count("<svg") >= 3
+    with pytest.raises(InputError, match="7 runs"):
+        compare_runs([runs[0]] * 7)
+    with pytest.raises(InputError, match="holds no run"):
+        read_report(runs[0].parent)
+
+
+def test_ticks_are_round_and_inside() -> None:
+    for low, high in ((0, 1), (0.013, 0.029), (-3, 1234567), (5, 5.000001), (1e-9, 4e-9)):
+        found = charts.ticks(low, high, 6)
+        assert 2 <= len(found) <= 6 and low <= found[0] + 1e-15 and found[-1] <= high * (1 + 1e-9), (low, high, found)
+    assert [charts.tick_text(t, 2.5) for t in (0, 2.5, 5)] == ["0.0", "2.5", "5.0"]
+    assert (
+        charts.tick_text(1500, 500) == "1.5k" and charts.tick_text(2e6, 1e6) == "2M" and charts.tick_text(0.25, 0.05) == "0.25"
+    )
+
+
+def test_labels_on_an_axis_do_not_touch() -> None:
+    drawing = charts.chart([charts.Series("", [(1234.5678, 1), (1234.5699, 2)])], "x", "y")
+    found = re.findall(r'x="([\d.]+)" y="24\d" text-anchor="middle">([^<]+)', drawing)
+    ends = [(float(x), len(t) * charts._CHARACTER / 2) for x, t in found]
+    assert ends and all(a + u < b - v for (a, u), (b, v) in itertools.pairwise(ends))
+    assert charts.chart([charts.Series("", [])], "x", "y") == ""
+
+
+def test_control_characters_are_shown() -> None:
+    assert parts.escape("a\x00<b>") == "a\\x00&lt;b&gt;"
