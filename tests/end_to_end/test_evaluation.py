@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 from collections.abc import Iterator
@@ -11,11 +12,15 @@ import pytest
 
 from tests.end_to_end.conftest import command, environment
 from tests.end_to_end.test_tasks import write
+from zenspeed.config import load
+from zenspeed.crossval import Plan, crossval
 from zenspeed.errors import InputError
 from zenspeed.evaluate.score import Options
 from zenspeed.models.hf import to_huggingface
+from zenspeed.recipe import Recipe
 from zenspeed.run import open_run
 from zenspeed.tasks.evaluate import Asked, evaluate_folder
+from zenspeed.text.tokenizer import Tokenizer
 
 RECIPE = """
 run: {folder: out}
@@ -50,6 +55,41 @@ def run(folder: Path, *arguments: str, code: int = 0) -> str:
     done = subprocess.run(command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def review(i: int) -> str:
+    """A word that no other row has."""
+    return f"the zq{'abcdefghi'[i % 9]}{'abcdefghij'[i // 9]}x film was {'fine' if i % 2 else 'awful'}"
+
+
+def test_cross_validation_learns_nothing_from_the_fold_it_is_tested_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every word of a fold's test rows that is in no training row is unknown to that fold's tokenizer."""
+    with (place / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["review", "sentiment", "author"])
+        for i in range(90):
+            writer.writerow([review(i), "ab"[i % 2], i % 9])
+    monkeypatch.chdir(place)
+    sets = ["data.source=table.csv", "data.test=null", "train.steps=30", "tokenizer={kind: word, vocab_size: 500}"]
+    recipe, said = load(Recipe, Path("recipe.yaml"), sets), []  # type: ignore[var-annotated]
+    plan = Plan(Path("cv"), 2, group_by="author")
+    found = crossval(recipe, plan, said.append)
+    accuracy = of(found, "accuracy")
+    values = [f["value"] for f in found["fold_figures"] if f["name"] == "accuracy"]
+    assert len(values) == 2 and accuracy["value"] == pytest.approx(sum(values) / 2)
+    assert found["pooled"]["n"] == 90 and of(found["pooled"], "accuracy")["n"] == 90
+    tested = []
+    for fold in sorted((place / "cv" / "repeat-1").iterdir()):
+        train, test = ([json.loads(x) for x in (fold / f"{n}.jsonl").read_text().splitlines()] for n in ("train", "test"))
+        assert not {r["author"] for r in train} & {r["author"] for r in test}
+        vocabulary = Tokenizer.load(fold / "run" / "tokenizer")
+        only = {w for r in test for w in r["review"].split()} - {w for r in train for w in r["review"].split()}
+        assert only and all(vocabulary.decode(vocabulary.encode(w)) != w for w in only)
+        tested += [r["review"] for r in test]
+    assert sorted(tested) == sorted(map(review, range(90)))
+    assert crossval(recipe, plan, said.append)["figures"] == found["figures"] and "2 folds are done already" in said[-1]
+    with pytest.raises(InputError, match="of another cross-validation"):
+        crossval(recipe, plan._replace(seed=2), said.append)
 
 
 def of(found: dict, name: str, part: str = "all") -> dict:

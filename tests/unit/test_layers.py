@@ -39,6 +39,7 @@ ALLOWED = {
     "resolve": "config errors machine parallel recipe",
     "report": "evaluate runlog config errors",
     "train": "report resolve engine tasks data checkpoint evaluate optim parallel recipe runlog display machine config errors",
+    "crossval": "tasks evaluate data recipe machine config errors",
     "launch": "*",
     "compat": "*",
     "cli": "*",

@@ -6,11 +6,11 @@ import os
 import sys
 from typing import NoReturn
 
-from zenspeed.cli import data, evaluate, explain, generate, launch, report, retrieve, serve, train
+from zenspeed.cli import crossval, data, evaluate, explain, generate, launch, report, retrieve, serve, train
 from zenspeed.cli.app import app
 from zenspeed.errors import InputError
 
-__all__ = ["app", "data", "evaluate", "explain", "generate", "launch", "main", "report", "retrieve", "serve", "train"]
+__all__ = ["app", "crossval", "data", "evaluate", "explain", "generate", "launch", "main", "report", "retrieve", "serve", "train"]
 
 
 def main() -> NoReturn:
