@@ -17,7 +17,7 @@ from zenspeed.display import Display
 from zenspeed.recipe import Recipe
 from zenspeed.run import open_run
 from zenspeed.runlog import read_metrics
-from zenspeed.tasks.evaluate import Asked, evaluate_folder
+from zenspeed.tasks.evaluate import evaluate_run
 from zenspeed.train import train
 
 Train = Callable[..., str]
@@ -84,8 +84,7 @@ def test_the_pool_that_is_asked_for_is_trained_and_opened_again(place: Path) -> 
     opened = open_run(place / "pooled")
     assert opened.recipe.model.pool == "mean" and opened.recipe.model.layers == 1
     at_the_end = read_metrics(place / "pooled")[-1]["validation_loss"]
-    loss = next(f for f in evaluate_folder(place / "pooled", Asked())["figures"] if f["name"] == "loss")
-    assert loss["value"] == pytest.approx(at_the_end, rel=1e-6)
+    assert evaluate_run(place / "pooled")["loss"].value == pytest.approx(at_the_end, rel=1e-6)
 
 
 def test_the_recipe_of_a_run_trains_it_again(place: Path) -> None:

@@ -10,7 +10,20 @@ from zenspeed.cli import crossval, data, evaluate, explain, generate, launch, re
 from zenspeed.cli.app import app
 from zenspeed.errors import InputError
 
-__all__ = ["app", "crossval", "data", "evaluate", "explain", "generate", "launch", "main", "report", "retrieve", "serve", "train"]
+__all__ = [
+    "app",
+    "crossval",
+    "data",
+    "evaluate",
+    "explain",
+    "generate",
+    "launch",
+    "main",
+    "report",
+    "retrieve",
+    "serve",
+    "train",
+]
 
 
 def main() -> NoReturn:

@@ -1,7 +1,6 @@
 """Evaluates a run, or a folder of Hugging Face layout, whatever its task: on its validation split, or on other data.
 
-Rows go through the model in parts, by length, on any number of ranks; every rank gets the same answers and so the same figures.
-What is kept of a row is its answer; tokens and activations are those of one part.
+Rows go through the model in batches by length, on any number of ranks; every rank gets the same answers, so the same figures.
 """
 
 from __future__ import annotations
@@ -25,16 +24,13 @@ from zenspeed.evaluate.interval import Figure, Figures
 from zenspeed.evaluate.language import document_losses, language_figures
 from zenspeed.evaluate.predictions import Predictions, as_predictions, checked
 from zenspeed.evaluate.robustness import changed_rows, changes, effect_of
-from zenspeed.evaluate.score import Options, evaluation, table_of
+from zenspeed.evaluate.score import Options, evaluation, figure_from, table_of
 from zenspeed.evaluate.slices import columns_of, slices_of
 from zenspeed.tasks.base import Place
 from zenspeed.tasks.data import is_text, read_split, text_columns
 from zenspeed.tasks.open import open_task
 from zenspeed.tasks.opening import Model, open_for_evaluation
 from zenspeed.tasks.rows import RowTask
-
-PART_ROWS = 4096
-"""Rows that are encoded and answered at once."""
 
 
 class Asked(NamedTuple):
@@ -67,17 +63,22 @@ def evaluate_folder(folder: Path, asked: Asked, rank: int = 0, ranks: int = 1) -
     return found
 
 
+def evaluate_run(folder: Path, source: str | None = None, checkpoint: str | None = None) -> dict[str, Figure]:
+    """Figures of a run over all rows of `source` (None: its validation split), those that are defined."""
+    found = evaluate_folder(folder, Asked([source] if source else [], checkpoint, options=Options(mistakes=0)))
+    figures = {f["name"]: figure_from(f) for f in found["figures"] if f["slice"] == "all"}
+    return {name: figure for name, figure in figures.items() if isinstance(figure, Figure)}
+
+
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
 def _rows(model: Model, task: RowTask, asked: Asked, place: Place) -> dict[str, Any]:
     rows, of_source = _read(model, asked, place)
-    answers_nothing = type(task).predict is RowTask.predict
-    parts = [slice(start, start + PART_ROWS) for start in range(0, len(rows), PART_ROWS)]
-    if answers_nothing:
+    if type(task).predict is RowTask.predict:
         _refuse_what_needs_answers(task, asked)
         return _of_figures(task.judge(model.model, task.encode(rows, "the rows"), place), "other", len(rows))
-    answers = [answer for part in parts for answer in task.predict(model.model, rows[part], place)]
+    answers = task.predict(model.model, rows, place)
     wanted = [c for c in [*columns_of(asked.options.slices), *asked.options.protected] if c in rows[0]]
     answers = [{**{c: row[c] for c in wanted}, **answer} for row, answer in zip(rows, answers, strict=True)]
     if len(asked.sources) > 1:
@@ -86,7 +87,7 @@ def _rows(model: Model, task: RowTask, asked: Asked, place: Place) -> dict[str, 
     predictions = as_predictions(answers)
     known: Figures = {}
     if predictions.kind != "labels":
-        known["loss"] = task.judge(model.model, task.encode(rows, "the rows"), place)["loss"]
+        known |= task.judge(model.model, task.encode(rows, "the rows"), place)
     found = evaluation(predictions, asked.options, lambda some: dict(task.score(some)), known)
     found["figures"] = [
         {**f, "name": "loss"} for f in found["figures"] if (f["name"], f["slice"]) == ("log_loss", "all")
@@ -121,8 +122,7 @@ def _robustness(
     for name, change in changes(asked.robust, asked.synonyms).items():
         others = changed_rows(rows, columns, change)
         texts = sum(any(a.get(c) != b.get(c) for c in columns) for a, b in zip(rows, others, strict=True))
-        parts = range(0, len(others), PART_ROWS)
-        answers = [a for start in parts for a in task.predict(model.model, others[start : start + PART_ROWS], place)]
+        answers = task.predict(model.model, others, place)
         found.append(effect_of(name, before, checked(answers), texts))
     return found
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from zenspeed.config import InputError, load
@@ -15,7 +13,7 @@ from zenspeed.models.auto import load_pretrained
 from zenspeed.models.hf import read_json
 from zenspeed.recipe import Recipe
 from zenspeed.run import open_run
-from zenspeed.tasks.base import Place
+from zenspeed.tasks.base import Place, place_of
 from zenspeed.tasks.open import ROW_TASKS
 from zenspeed.tasks.rows import RowTask
 from zenspeed.text.tokenizer import Tokenizer
@@ -38,8 +36,7 @@ class Model(NamedTuple):
 
     def place(self, rank: int = 0, ranks: int = 1) -> Place:
         """In the precision that the model was trained in."""
-        bf16 = self.recipe.train.precision == "bf16"
-        return Place(torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext(), rank, ranks)
+        return place_of(self.recipe)._replace(rank=rank, ranks=ranks)
 
 
 def open_for_evaluation(folder: Path, checkpoint: str | None = None, sets: Sequence[str] = ()) -> Model:
