@@ -98,6 +98,7 @@ class Run(NamedTuple):
     log: RunLog
     counters: Counters
     peak_flops: float  # of all ranks together
+    weights: int
 
 
 def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) -> Run:
@@ -120,8 +121,9 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) 
     model = task.build_model(recipe.run.seed, pretrained=checkpoint is None).to(here.device)
     for remark in task.remarks():
         display.say(remark)
-    if (weights := load_report(model)) is not None:
-        display.say(f"weights of {recipe.model.huggingface or recipe.model.from_run}: {weights}")
+    if (loaded := load_report(model)) is not None:
+        display.say(f"weights of {recipe.model.huggingface or recipe.model.from_run}: {loaded}")
+    weights = num_parameters(model)  # before the engine: at stage 3 a module's parameters are empty between uses
     mesh = build_mesh(here, recipe.parallel.shard_ranks)
     engine = Engine(
         model,
@@ -149,7 +151,7 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) 
     peak = torch.tensor(measure_matmul(compute_dtype, here.device), dtype=torch.float64)
     dist.all_reduce(peak)
     display.say(
-        f"model: {num_parameters(model):,} parameters, {recipe.model.layers} layers × {recipe.model.width}, "
+        f"model: {weights:,} parameters, {recipe.model.layers} layers × {recipe.model.width}, "
         f"context {recipe.model.context}, vocabulary {task.tokenizer.vocab_size:,}"
     )
     display.say(
@@ -157,7 +159,7 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) 
         f"{here.device.type} · {precision}, "
         f"peak {float(peak) / 1e9:,.0f} GFLOP/s · {recipe.train.batch_size * task.tokens_per_sample:,.0f} tokens an update"
     )
-    return Run(recipe, folder, here, display, task, model, engine, checkpointer, log, counters, float(peak))
+    return Run(recipe, folder, here, display, task, model, engine, checkpointer, log, counters, float(peak), weights)
 
 
 def _local_ranks(here: World) -> int:
@@ -326,7 +328,8 @@ def _finish(run: Run, clock: Clock, *, interrupted: bool) -> Result:
     if run.world.rank == 0:
         plot_loss(folder)
     if not interrupted:
-        figures |= run.task.finish(run.model, _place(run), folder, run.display.say)
+        with run.engine.zero.whole():  # samples are rank 0's alone
+            figures |= run.task.finish(run.model, _place(run), folder, run.display.say)
         if run.world.rank == 0:
             facts = _facts(run, clock)
             write_markdown(folder, figures, facts, run.task.report)
@@ -339,7 +342,7 @@ def _finish(run: Run, clock: Clock, *, interrupted: bool) -> Result:
 def _facts(run: Run, clock: Clock) -> dict[str, str]:
     recipe, counters = run.recipe, run.counters
     return {
-        "model": f"{num_parameters(run.model):,} parameters, {recipe.model.layers} layers × {recipe.model.width}, "
+        "model": f"{run.weights:,} parameters, {recipe.model.layers} layers × {recipe.model.width}, "
         f"vocabulary {run.task.tokenizer.vocab_size:,}, context {recipe.model.context}",
         "trained": f"{counters.step:,} updates, {counters.tokens:,} tokens, "
         f"{counters.samples / run.task.num_samples:.2f} epochs, in {clock.elapsed():.0f} s",

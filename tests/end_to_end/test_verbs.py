@@ -58,13 +58,14 @@ def test_train_evaluate_generate(run: Path, cli: Cli, corpus: Path, tmp_path: Pa
 def test_two_processes_read_the_same_and_learn_the_same(
     run: Path, cli: Cli, corpus: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    for name, more in (("two", []), ("cut", ["--set", "train.micro_batch_size=1"])):
+    for name, more in (("two", ["--set", "parallel.zero=3"]), ("cut", ["--set", "train.micro_batch_size=1"])):
         cli("launch", "-n", "2", "train", corpus, *tiny, "--set", "train.steps=30", "--set", f"run.folder={name}", *more)
         ours, reference = ([r["loss"] for r in read_metrics(f) if "loss" in r] for f in (tmp_path / name, run))
         assert len(ours) == len(reference) == 30
         assert all(abs(a - b) < 1e-5 * b for a, b in zip(ours, reference, strict=True))
         ours_last, reference_last = read_metrics(tmp_path / name)[-1], read_metrics(run)[-1]
         assert ours_last["validation_loss"] == pytest.approx(reference_last["validation_loss"], rel=1e-5)
+        assert (tmp_path / name / "samples.md").read_text().partition("\n")[2].strip()  # rank 0 alone, from whole weights
 
 
 def test_a_text_file_is_enough(cli: Cli, tmp_path: Path, cache: Path, corpus: Path) -> None:

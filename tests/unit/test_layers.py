@@ -40,6 +40,8 @@ ALLOWED = {
     "report": "evaluate runlog config errors",
     "train": "report resolve engine tasks data checkpoint evaluate optim parallel recipe runlog display machine config errors",
     "crossval": "tasks evaluate data recipe machine config errors",
+    "plan": "engine parallel optim machine models recipe config errors",
+    "export": "tasks data evaluate models ops recipe run runlog text config errors",
     "launch": "*",
     "compat": "*",
     "cli": "*",

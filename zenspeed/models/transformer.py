@@ -32,7 +32,7 @@ from zenspeed.models.layers import (
 )
 from zenspeed.models.presets import ModelConfig
 from zenspeed.ops.attention import Places, cross_mask, make_mask
-from zenspeed.ops.loss import IGNORE, linear_cross_entropy, token_losses
+from zenspeed.ops.loss import IGNORE, linear_cross_entropy, product_dtype, token_losses
 from zenspeed.ops.position import alibi_bias, positions_in_documents, rotary_tables, sinusoidal
 
 
@@ -87,7 +87,7 @@ class Body(nn.Module):
         x = (embedding or self.embedding)(tokens)  # (B, T, C)
         if self.config.scale_embeddings:
             x = x * self.config.width**0.5
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        dtype = product_dtype(x)
         if positions is None:
             positions = torch.arange(start, start + num_new, device=tokens.device)
             if self._positions_count and documents is not None:

@@ -37,7 +37,7 @@ def linear_cross_entropy(
     kept = targets != IGNORE
     if not kept.all():  # a row without loss costs nothing
         hidden, targets = hidden[kept], targets[kept]
-    total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, bias, softcap, _product_dtype(hidden))
+    total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, bias, softcap, product_dtype(hidden))
     return total
 
 
@@ -46,7 +46,7 @@ def token_losses(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, softcap: float | None = None
 ) -> Tensor:
     """Loss of each token, (N,) fp32 in nats, 0 where the target is `IGNORE`; no gradient. Arguments as above."""
-    dtype = _product_dtype(hidden)
+    dtype = product_dtype(hidden)
     weight, losses = weight.to(dtype), []
     for h, t in _chunks(hidden.to(dtype), targets):
         logits = _logits(h, weight, bias, softcap).float()
@@ -128,6 +128,9 @@ def _chunks(hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
     return list(zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)) if len(targets) else []
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The type matrix products of `x` run in: autocast's where it is on, else its own."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # shapes without data have no autocast
+        return x.dtype
+    return torch.get_autocast_dtype(kind)

@@ -25,7 +25,7 @@ take buckets in which every slice holds whole parameters ("whole", packed by siz
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -360,6 +360,7 @@ class ZeroModule:
         self._launched = 0
         self._in_backward = False
         self._dirty = False
+        self._whole = False  # stage 3: weights stay gathered for now
         units = find_units(module) if options.stage == 3 else []
         unit_of = {id(p): i for i, unit in enumerate(units) for p in unit.parameters()}
         shared = _shared_between(units) | _used_elsewhere(module)
@@ -491,7 +492,25 @@ class ZeroModule:
         for bucket in self.buckets:
             bucket.release()
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All weights are whole on every rank meanwhile, so that one rank alone may use the module, without gradients.
+
+        A collective: all ranks enter and leave together.
+        """
+        _gather_all(self.buckets)
+        self._whole = True
+        try:
+            yield
+        finally:
+            self._whole = False
+            if self.options.stage == 3:
+                for bucket in self.buckets:
+                    bucket.release()
+
     def _after_forward(self, buckets: list[Bucket], output: Any) -> None:
+        if self._whole:
+            return
         if torch._C._current_graph_task_id() != -1:
             return  # a recomputation inside backward: the weights are needed again at once
         if torch.is_grad_enabled():

@@ -1,0 +1,95 @@
+"""Plans beside published tables: ZeRO's memory, torchtitan's Llama 3.1 rows, Megatron-LM's weak scaling.
+
+    python benchmarks/plan.py
+
+Rows marked `fitted` are those the constants in zenspeed/plan/estimate.py (`Rates`) were chosen on; the others were not looked
+at for it. Sources: Rajbhandari et al. 1910.02054, table 1; torchtitan, benchmarks/llama3_h100_202412_torchtitan.md (H100 of
+96 GB and 2.4 TB/s at 500 W); Narayanan et al. 2104.04473, table 1 (A100, 2048 tokens, vocabulary 51,200, full recompute).
+"""
+
+from __future__ import annotations
+
+from zenspeed.models.presets import ModelConfig
+from zenspeed.plan.estimate import Estimate, estimate, zero_bytes
+from zenspeed.plan.hardware import ACCELERATORS, Cluster, slowdown
+from zenspeed.plan.layout import Layout
+from zenspeed.plan.work import Shape
+
+TITAN = ACCELERATORS["H100"]._replace(memory_bytes=96e9, bandwidth=2.4e12, watts=500, achievable=0.80 * slowdown(500 / 700))
+LLAMA: dict[str, dict[str, int]] = {
+    "8B": {"layers": 32, "width": 4096, "heads": 32, "kv_heads": 8, "feed_forward": 14336},
+    "70B": {"layers": 80, "width": 8192, "heads": 64, "kv_heads": 8, "feed_forward": 28672},
+    "405B": {"layers": 126, "width": 16384, "heads": 128, "kv_heads": 8, "feed_forward": 53248},
+}
+EIGHT = Layout(data=8, zero=3, micro_batch=2, recompute="selective")
+SEVENTY = Layout(data=32, tensor=8, zero=3, micro_batch=16, recompute="full", compiled=True, precision="fp8")
+# Under a pipeline torchtitan keeps gathered weights and summed gradients from one micro-batch to the next.
+LARGE = SEVENTY._replace(
+    data=8, pipeline=8, zero=1, weight_bytes=2, optimizer_bytes=12, micro_batch=4, accumulation=8, overlapped_tensor=True
+)
+# name, model, layout, tokens/s a GPU, GiB, fitted
+TITAN_ROWS = [
+    ("8B × 8, eager", "8B", EIGHT, 5762, 82.4, False),
+    ("8B × 8, compiled", "8B", EIGHT._replace(compiled=True), 6667, 77.0, True),
+    ("8B × 128, eager", "8B", EIGHT._replace(data=128), 5605, 67.0, True),
+    ("8B × 128, compiled", "8B", EIGHT._replace(data=128, compiled=True), 6514, 62.0, False),
+    ("8B × 8, compiled, fp8", "8B", EIGHT._replace(compiled=True, precision="fp8"), 8532, 76.8, True),
+    ("8B × 128, compiled, fp8", "8B", EIGHT._replace(data=128, compiled=True, precision="fp8"), 8380, 61.8, False),
+    ("70B × 256, fp8", "70B", SEVENTY, 829, 71.9, True),
+    ("70B × 256, fp8, async", "70B", SEVENTY._replace(overlapped_tensor=True), 876, 67.6, False),
+    ("405B × 512, 1F1B", "405B", LARGE, 100, 82.5, True),
+    ("405B × 512, interleaved", "405B", LARGE._replace(interleave=2), 128, 72.7, False),
+]
+# parameters in 10⁹, heads, width, layers, tensor, pipeline, GPUs, batch, TFLOP/s a GPU (recompute's forward counted)
+MEGATRON_ROWS = [
+    (1.7, 24, 2304, 24, 1, 1, 32, 512, 137), (3.6, 32, 3072, 30, 2, 1, 64, 512, 138), (7.5, 32, 4096, 36, 4, 1, 128, 512, 142),
+    (18.4, 48, 6144, 40, 8, 1, 256, 1024, 135), (39.1, 64, 8192, 48, 8, 2, 512, 1536, 138),
+    (76.1, 80, 10240, 60, 8, 4, 1024, 1792, 140), (145.6, 96, 12288, 80, 8, 8, 1536, 2304, 148),
+    (310.1, 128, 16384, 96, 8, 16, 1920, 2160, 155), (529.6, 128, 20480, 105, 8, 35, 2520, 2520, 163),
+    (1008.0, 160, 25600, 128, 8, 64, 3072, 3072, 163),
+]  # fmt: skip
+
+
+def titan(model: str, layout: Layout) -> Estimate:
+    config = ModelConfig.model_validate({"preset": "llama", "context": 8192, **LLAMA[model]})
+    cluster = Cluster("torchtitan", TITAN, layout.ranks)
+    return estimate(Shape(config, 128_256), layout, cluster)
+
+
+def megatron(row: tuple[float, ...]) -> tuple[float, float]:
+    """(10⁹ parameters, TFLOP/s a GPU) as the paper counts them."""
+    _, heads, width, layers, tensor, pipeline, gpus, batch, _ = (int(x) for x in row)
+    config = ModelConfig(preset="gpt2", layers=layers, width=width, heads=heads, context=2048)
+    shape = Shape(config, 51_200)
+    data = gpus // (tensor * pipeline)
+    layout = Layout(
+        data=data, tensor=tensor, pipeline=pipeline, micro_batch=1, accumulation=batch // data, recompute="full", zero=0,
+        precision="fp16", compiled=True, sequence_parallel=False, weight_bytes=2, gradient_bytes=2, optimizer_bytes=12,
+    )  # fmt: skip
+    found = estimate(shape, layout, Cluster("Selene", ACCELERATORS["A100"], gpus), fused=False)
+    counted = 96 * batch * 2048 * layers * width**2 * (1 + 2048 / (6 * width) + 51_200 / (16 * layers * width))
+    return shape.weights / 1e9, counted / found.time.total / gpus / 1e12
+
+
+def main() -> None:
+    print("ZeRO, 7.5 × 10⁹ weights, 64 ranks: GB a rank (published 120, 31.4, 16.6, 1.88)")
+    for stage in range(4):
+        layout = Layout(data=64, zero=stage, weight_bytes=2, gradient_bytes=2, optimizer_bytes=12)
+        print(f"  stage {stage}: {sum(zero_bytes(7.5e9, layout)) / 1e9:.2f}")
+    print(f"\n{'torchtitan':28} {'tokens/s':>16} {'GiB':>18}")
+    for name, model, layout, tps, gib, fitted in TITAN_ROWS:
+        found = titan(model, layout)
+        rate, memory = found.tokens_per_second / layout.ranks, found.memory.total / 2**30
+        mark = "fitted" if fitted else "held out"
+        print(
+            f"{name:28} {rate:7.0f} {tps:5.0f} {rate / tps - 1:+.0%} {memory:7.1f} {gib:5.1f} {memory / gib - 1:+.0%}  {mark}"
+        )
+    print(f"\n{'Megatron-LM':12} {'10⁹ weights':>14} {'TFLOP/s a GPU':>18}")
+    for index, row in enumerate(MEGATRON_ROWS):
+        size, rate = megatron(row)
+        mark = "held out" if index % 2 else "fitted"
+        print(f"{row[0]:12} {size:9.1f} {size / row[0] - 1:+.0%} {rate:8.0f} {row[8]:5} {rate / row[8] - 1:+.0%}  {mark}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Plans: against published tables, against the models and the engine themselves, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from zenspeed.cli import app
+from zenspeed.config import InputError, load
+from zenspeed.models.build import build_model
+from zenspeed.models.presets import ModelConfig
+from zenspeed.plan.advise import layouts, plan
+from zenspeed.plan.dry_run import dry_run
+from zenspeed.plan.estimate import communication_volume, estimate, zero_bytes
+from zenspeed.plan.hardware import cluster_of
+from zenspeed.plan.layout import Layout
+from zenspeed.plan.work import Shape
+from zenspeed.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+_spec = importlib.util.spec_from_file_location("benchmark_plan", ROOT / "benchmarks" / "plan.py")
+assert _spec and _spec.loader
+published = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(published)
+
+LLAMA_70B = [
+    "model.preset=llama", "model.layers=80", "model.width=8192", "model.heads=64", "model.kv_heads=8",
+    "model.feed_forward=28672", "model.context=8192", "model.vocab_size=128256", "optim.name=adamw", "train.batch_size=8",
+]  # fmt: skip
+
+
+def test_zero_table() -> None:
+    """1910.02054, table 1 and section 7."""
+    for stage, gigabytes in enumerate([120, 31.4, 16.6, 1.88]):
+        layout = Layout(data=64, zero=stage, weight_bytes=2, gradient_bytes=2, optimizer_bytes=12)
+        assert sum(zero_bytes(7.5e9, layout)) / 1e9 == pytest.approx(gigabytes, rel=0.02)
+        assert communication_volume(7.5e9, layout) == (3 if stage == 3 else 2) * 7.5e9
+
+
+@pytest.mark.parametrize("row", published.TITAN_ROWS, ids=lambda row: row[0])
+def test_torchtitan_rows(row: tuple[str, str, Layout, float, float, bool]) -> None:
+    name, model, layout, tokens_per_second, gib, _ = row
+    found = published.titan(model, layout)
+    assert found.tokens_per_second / layout.ranks == pytest.approx(tokens_per_second, rel=0.1)
+    within = 0.17 if "interleaved" in name else 0.1  # published below 1F1B, which the formula of in-flight batches is not
+    assert found.memory.total / 2**30 == pytest.approx(gib, rel=within)
+
+
+@pytest.mark.parametrize("row", published.MEGATRON_ROWS, ids=lambda row: str(row[0]))
+def test_megatron_rows(row: tuple[float, ...]) -> None:
+    size, rate = published.megatron(row)
+    assert size == pytest.approx(row[0], rel=0.035)
+    assert rate == pytest.approx(row[-1], rel=0.1)
+
+
+@pytest.mark.parametrize("preset", ["gpt", "gpt2", "llama", "qwen", "rezero", "bert"])
+def test_weights_and_operations_are_the_models_own(preset: str) -> None:
+    config = ModelConfig.model_validate({"preset": preset, "layers": 3, "width": 64, "heads": 4, "context": 32})
+    decoder = config.architecture == "decoder"
+    model = build_model(config, 320, "language" if decoder else "masked", 0)
+    shape = Shape(config, 320)
+    body = model if decoder else model.body
+    count = sum(p.numel() for p in body.parameters())
+    extra = 64 * (2 + 2) if preset == "bert" else 0  # token types, norm of the embeddings
+    assert shape.weights == count - extra
+    if decoder:
+        assert shape.flops_per_token() == pytest.approx(model.flops_per_token(32), rel=1e-9)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_dry_run_holds_what_the_formula_says(zero: int) -> None:
+    recipe = load(
+        Recipe, None, ["model.preset=llama", "model.width=512", "model.heads=8", f"parallel.zero={zero}", "optim.name=adamw"]
+    )
+    found = dry_run(recipe, 4096, 16)
+    shape = Shape(recipe.model, 4096)
+    assert found.weights == shape.weights
+    layout = Layout(data=16, zero=zero, weight_bytes=2, gradient_bytes=2, optimizer_bytes=12)
+    expected = zero_bytes(shape.weights, layout)
+    assert (found.weight_bytes, found.gradient_bytes, found.optimizer_bytes) == pytest.approx(expected, rel=0.01)
+    sent = sum(call.calls * call.num_bytes for call in found.calls) / (2 * shape.weights)
+    assert sent == pytest.approx({0: 1, 1: 1, 2: 1, 3: 3}[zero], rel=0.01)  # the gather after the update is left out
+
+
+def test_activations_on_paper_are_those_that_are_kept() -> None:
+    """The formula against what autograd keeps in the dry run, for a whole block with fused attention."""
+    recipe = load(Recipe, None, ["model.preset=llama", "model.width=512", "model.heads=8", "model.layers=8", "parallel.zero=1"])
+    found = dry_run(recipe, 512, 2)
+    tokens = float(recipe.model.context)
+    kept = 8 * Shape(recipe.model, 512).kept_bytes(tokens, Layout(), fused=True)
+    assert kept == pytest.approx(found.activation_bytes, rel=0.35)
+
+
+def test_a_model_that_does_not_fit_says_what_would() -> None:
+    made = plan(load(Recipe, None, LLAMA_70B), cluster_of("8xH100"))
+    assert not made.found[0].fits
+    assert any("model.context=" in line for line in made.advice), made.advice
+    short = [*LLAMA_70B[:-1], "model.context=1024", "train.batch_size=64"]
+    made = plan(load(Recipe, None, short), cluster_of("8xH100"))
+    count = next(int(line.split()[2]) for line in made.advice if line.startswith("fits on"))
+    assert not made.found[0].fits and count > 8
+    assert plan(load(Recipe, None, [*short, f"train.batch_size={count}"]), cluster_of(f"{count}xH100")).found[0].fits
+    assert not plan(load(Recipe, None, short), cluster_of(f"{count // 2}xH100")).found[0].fits
+
+
+def test_more_memory_or_power_never_makes_it_slower(tmp_path: Path) -> None:
+    shape = Shape(load(Recipe, None, LLAMA_70B).model, 128_256)
+    layout = Layout(data=8, zero=3)
+    (tmp_path / "c.yaml").write_text("accelerator: H100\ncount: 8\nwatts: 350\ndollars_per_hour: 2.5\n")
+    limited, whole = cluster_of(str(tmp_path / "c.yaml")), cluster_of("8xH100")
+    assert estimate(shape, layout, limited).tokens_per_second < estimate(shape, layout, whole).tokens_per_second
+    made = plan(load(Recipe, None, LLAMA_70B), limited, tokens=1e9)
+    assert made.dollars(made.found[0]) == pytest.approx(made.hours(made.found[0]) * 8 * 2.5)
+
+
+def test_layouts_are_those_the_engine_runs() -> None:
+    found = list(layouts(load(Recipe, None, ["train.batch_size=64"]), cluster_of("16xA100")))
+    assert {(one.tensor, one.pipeline, one.context, one.recompute) for one in found} == {(1, 1, 1, "none")}
+    assert {one.shards for one in found if one.zero} == {8, 16}
+    assert all(one.sequences == 64 for one in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--on", "8xH10"], ["H10", "did you mean H100"]),
+        (["--on", "many"], ["many", "8xH100"]),
+        (["--on", "3xH100"], ["train.batch_size", "8", "3"]),
+        (["--on", "8xH100", "--layout", "tensr=8"], ["tensr", "tensor"]),
+        (["--on", "8xH100", "--layout", "tensor=4"], ["= 4", "8"]),
+        (["--on", "8xH100", "--layout", "tensor=eight"], ["eight", "tensor=2"]),
+        (["--on", "8xH100", "--layout", "tensor=8"], ["tensor=8", "4 heads"]),
+        (["--on", "8xH100", "--set", "model.preset=t5"], ["encoder_decoder"]),
+        (["--on", "8xH100", "--ranks", "2"], ["--ranks 2"]),
+        (["--dry-run", "--set", "model.preset=bert"], ["encoder"]),
+    ],
+)
+def test_what_is_refused(arguments: list[str], words: list[str]) -> None:
+    done = CliRunner().invoke(app, ["plan", *arguments])
+    assert isinstance(done.exception, InputError)
+    for word in words:
+        assert word in str(done.exception), str(done.exception)
+
+
+def test_this_machine_and_json(tmp_path: Path) -> None:
+    sets = ["model.layers=4", "model.width=32", "model.heads=2", "model.context=32", "train.precision=fp32"]
+    arguments = [part for key in sets for part in ("--set", key)]
+    done = CliRunner().invoke(app, ["plan", *arguments, "--json", str(tmp_path / "plan.json")])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["schema"] == "zenspeed.plan" and found["layouts"][0]["seconds"]["total"] > 0
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    commands = [shlex.split(line) for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.splitlines()]
+    assert len(commands) == 4
+    for words in commands:
+        small = ["--set", "model.layers=2", "--set", "model.context=32"]
+        done = CliRunner().invoke(app, [*words[1:], *small])
+        assert words[0] == "zenspeed" and done.exit_code == 0, (words, done.output, done.exception)
+    (tmp_path / "cluster.yaml").write_text(re.findall(r"```yaml\n(.*?)```", page, re.S)[0])
+    assert cluster_of(str(tmp_path / "cluster.yaml")).devices == 64

@@ -1,0 +1,98 @@
+"""Writers of a model: to Hugging Face layout, ONNX, and programs of torch.export."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.fx.experimental._config
+from torch import nn
+
+from zenspeed.config import InputError
+from zenspeed.export.graph import NAMES, dynamic_shapes, graph_of
+from zenspeed.models.hf import to_huggingface
+from zenspeed.text.tokenizer import Tokenizer
+
+Bits = Literal["int8", "int4"]
+OPSET = 21
+BLOCK = 32
+"""Weights that share a scale, int4."""
+
+
+def write_huggingface(model: nn.Module, tokenizer: Tokenizer, folder: Path, labels: list[str]) -> None:
+    """config.json, model.safetensors, generation_config.json and the tokenizer."""
+    import json
+
+    to_huggingface(model, folder, tokenizer.end_of_text, labels)
+    tokenizer.save(folder)
+    end = tokenizer.end_of_text
+    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": end, "eos_token_id": end}, indent=2) + "\n")
+
+
+def _program(model: nn.Module) -> Any:
+    graph = graph_of(model)
+    # Sizes of 0 and 1 are sizes like others: a decoder reads one token of one text at a time.
+    with torch.no_grad(), _quiet(), torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        return torch.export.export(graph, graph.example(), dynamic_shapes=dynamic_shapes(graph), strict=False), graph
+
+
+def write_program(model: nn.Module, path: Path) -> None:
+    """A .pt2 file for `torch.export.load(path).module(check_guards=False)`, without any code of ours.
+
+    Its guards say that a size is not 1, where the tracer took the general way; that way is right for 1 as well, as the gate
+    shows by generating token by token.
+    """
+    program, _ = _program(model)
+    torch.export.save(program, path)
+
+
+def write_onnx(model: nn.Module, path: Path, bits: Bits | None) -> None:
+    """An .onnx file, weights inside; with `bits` those of the products in fewer bits, int8 a column or int4 a block."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            __import__(package)
+        except ImportError:
+            raise InputError(f"--to onnx: needs the package {package}; install zenspeed[export]") from None
+    program, graph = _program(model)
+    inputs, outputs = NAMES[type(graph)]
+    with _quiet():
+        written: Any = torch.onnx.export(
+            program, dynamo=True, input_names=inputs, output_names=outputs, opset_version=OPSET, verbose=False
+        )
+        written.save(path)
+        if bits is not None:
+            _quantize(path, bits)
+
+
+def _quantize(path: Path, bits: Bits) -> None:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    if bits == "int8":
+        whole = path.with_name("whole.onnx")
+        path.replace(whole)
+        quantize_dynamic(whole, path, weight_type=QuantType.QInt8, per_channel=True)
+        whole.unlink()
+        return
+    quantizer = MatMulNBitsQuantizer(onnx.load(path), bits=4, block_size=BLOCK, is_symmetric=True, accuracy_level=1)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(path))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the packages' notes on what is no concern of ours."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

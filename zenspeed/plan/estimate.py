@@ -1,0 +1,216 @@
+"""Memory and time of a layout on a cluster, part by part.
+
+Memory: model states by ZeRO's formulas (Rajbhandari et al. 1910.02054, section 5), activations and logits from the model's
+shape, buffers of collectives, and an allowance for fragmentation. Time: every product and every elementwise kernel by the
+roofline max(operations / rate, bytes / bandwidth), collectives by their volume over the slowest link, of which a part hides
+behind computation; then the pipeline's bubble and the optimizer.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from zenspeed.plan.hardware import Cluster
+from zenspeed.plan.layout import Layout
+from zenspeed.plan.work import Product, Shape
+
+
+class Rates(NamedTuple):
+    """Shares of published rates that long runs reach. benchmarks/plan.py says on which published rows they were fitted."""
+
+    products: float = 0.80
+    """Of the best product's rate, over products of all shapes at the clock of a hot device."""
+    attention: float = 0.52
+    """Of the same, in the fused attention kernel, forward; backward is 0.8 of it and does 2.5 times the work."""
+    eight_bits: float = 0.95
+    """Of that rate, in fp8."""
+    bandwidth: float = 0.80
+    """Of the memory's bandwidth."""
+    links: float = 0.75
+    """Of links."""
+    launch: float = 4e-6
+    """Seconds from one kernel's start to the next, at least."""
+    hidden: float = 0.9
+    """Of a layer's computation behind which data-parallel messages can travel."""
+    tensor_hidden: float = 0.25
+    """Of tensor-parallel messages, where they are overlapped."""
+    fragmentation: float = 0.06
+    """Of memory in use that the allocator cannot give out."""
+
+
+class Memory(NamedTuple):
+    """Bytes of the fullest rank."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    buffers: float
+    fragmentation: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+    @property
+    def states(self) -> float:
+        return self.weights + self.gradients + self.optimizer
+
+
+class Time(NamedTuple):
+    """Seconds of one update, by what a rank waits for."""
+
+    products: float
+    attention: float
+    elementwise: float
+    recompute: float
+    tensor: float
+    data: float
+    bubble: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+class Estimate(NamedTuple):
+    layout: Layout
+    memory: Memory
+    time: Time
+    tokens_per_second: float
+    """Of all ranks."""
+    mfu: float
+    """Model FLOPs (all scores counted) over the peak of the precision."""
+    fits: bool
+
+
+def zero_bytes(weights: float, layout: Layout) -> tuple[float, float, float]:
+    """Bytes of weights, gradients and optimizer states for `weights` weights of one rank's part of the model."""
+    n, stage = layout.shards, layout.zero
+    return (
+        weights * layout.weight_bytes / (n if stage >= 3 else 1),
+        weights * layout.gradient_bytes / (n if stage >= 2 else 1),
+        weights * layout.optimizer_bytes / (n if stage >= 1 else 1),
+    )
+
+
+def communication_volume(weights: float, layout: Layout) -> float:
+    """Elements a rank sends for data parallelism in one update: 2Ψ at stages 0-2, 3Ψ at stage 3 (1910.02054, section 7)."""
+    return weights * (3 if layout.zero >= 3 else 2) if layout.shards > 1 else 0.0
+
+
+def memory_of(shape: Shape, layout: Layout, cluster: Cluster, rates: Rates, *, fused: bool, chunked: bool) -> Memory:
+    """Bytes of the fullest rank: the first of a pipeline for activations, or the last one for logits."""
+    stages = layout.pipeline
+    blocks = -(-shape.layers // stages)
+    tokens = layout.micro_batch * shape.context / layout.context
+    ends = max(shape.embedding_weights, shape.head_weights) if stages > 1 else shape.embedding_weights + shape.head_weights
+    weights = (blocks * shape.block_weights + ends) / layout.tensor
+    states = zero_bytes(weights, layout)
+    in_flight = min(layout.accumulation, stages) * (1 + (layout.interleave > 1) * (stages - 1) / (stages * layout.interleave))
+    kept = blocks * shape.kept_bytes(tokens, layout, fused=fused) * in_flight
+    if layout.recompute != "none":  # one block is whole while its backward runs
+        kept += shape.kept_bytes(tokens, layout._replace(recompute="none"), fused=fused)
+    logits = shape.logit_bytes(tokens, layout, chunked=chunked)
+    buffers = 0.0
+    if layout.zero >= 3 and layout.shards > 1:  # the group in use and the next one, and a group's gradients
+        group = max(2 * shape.block_weights, shape.vocab * shape.width + shape.block_weights) / layout.tensor
+        buffers = group * (layout.gather_bytes + layout.gradient_bytes)
+    used = sum(states) + kept + logits + buffers
+    return Memory(*states, kept, logits, buffers, used * rates.fragmentation)
+
+
+def time_of(shape: Shape, layout: Layout, cluster: Cluster, rates: Rates, *, fused: bool) -> Time:
+    """Seconds of one update, of the slowest stage of the pipeline."""
+    device = cluster.device
+    peak = device.peak.get(layout.precision) or device.peak["fp16"]
+    half = device.peak.get("bf16") or device.peak["fp16"]
+    tokens = layout.micro_batch * shape.context / layout.context
+    blocks = shape.layers / layout.pipeline
+    products = shape.block_products(tokens, layout.tensor, fused=fused)
+
+    def seconds(product: Product) -> float:
+        if product.attention:
+            return product.flops / (half * device.achievable * (rates.attention if fused else rates.products))
+        eight = layout.precision == "fp8"
+        rate = peak * device.achievable * rates.products * _filled(product) * (rates.eight_bits if eight else 1.0)
+        operands = product.repeats * (product.m * product.k + product.k * product.n)
+        casts = 5.0 * operands / (device.bandwidth * rates.bandwidth) if eight else 0.0  # largest value, then scaled copy
+        moved = 2.0 * (product.m * product.k + product.k * product.n + product.m * product.n) * product.repeats
+        return max(product.flops / rate, moved / (device.bandwidth * rates.bandwidth)) + casts
+
+    plain = sum(seconds(p) for p in products if not p.attention)
+    attention = sum(seconds(p) for p in products if p.attention)
+    traffic = shape.block_traffic(tokens, layout, fused=fused) / (device.bandwidth * rates.bandwidth)
+    head = Product(tokens, shape.width, shape.vocab / layout.tensor)
+    head_traffic = tokens * shape.vocab / layout.tensor * (14 if layout.compiled else 26) / (device.bandwidth * rates.bandwidth)
+    head_time = 3 * head.flops / (half * device.achievable * rates.products) + head_traffic
+    again = {"none": 0.0, "selective": 0.45 * plain + traffic, "full": plain + attention + traffic}[layout.recompute]
+    tensor = _tensor_seconds(shape, tokens, layout, cluster, rates)
+    # Forward once, backward twice (attention 2.5 / 0.8), elementwise twice more.
+    passes = 3 if layout.recompute == "full" else 2  # of messages: forward, backward, and forward again
+    block = [3 * plain, attention * (1 + 2.5 / 0.8 if fused else 3), 3 * traffic, again, tensor * passes]
+    # Small kernels end sooner than the next one can be started.
+    block[2] += max(0.0, 3 * rates.launch * (14 if layout.compiled else 30) - sum(block))
+    count = layout.accumulation
+    parts = [blocks * part * count for part in block]
+    parts[0] += head_time * count  # on the last stage, which is the slowest by it
+    busy = sum(parts)
+    bubble = busy * (layout.pipeline - 1) / (count * layout.interleave) if layout.pipeline > 1 else 0.0
+    weights = shape.weights / (layout.pipeline * layout.tensor)
+    data = _data_seconds(weights, layout, cluster, rates, busy)
+    states = weights * (layout.weight_bytes + layout.gradient_bytes + 2 * layout.optimizer_bytes)
+    update = states / (layout.shards if layout.zero else 1) / (device.bandwidth * rates.bandwidth)
+    return Time(parts[0], parts[1], parts[2], parts[3], parts[4], data, bubble, update)
+
+
+def _filled(product: Product) -> float:
+    """Share of full rate that the sizes of a product allow: short sides leave units idle."""
+    return product.m / (product.m + 64) * product.n / (product.n + 64) * product.k / (product.k + 64)
+
+
+def _tensor_seconds(shape: Shape, tokens: float, layout: Layout, cluster: Cluster, rates: Rates) -> float:
+    """Two all-reduces (or their halves: gather and scatter) of the residual stream for one block's forward."""
+    t = layout.tensor
+    if t == 1:
+        return 0.0
+    bandwidth = (cluster.device.link if t <= cluster.device.per_machine else cluster.device.network) * rates.links
+    seconds = 2 * 2 * (t - 1) / t * tokens * shape.width * 2.0 / bandwidth
+    return seconds * (1 - rates.tensor_hidden) if layout.overlapped_tensor else seconds
+
+
+def _data_seconds(weights: float, layout: Layout, cluster: Cluster, rates: Rates, busy: float) -> float:
+    """What of the data-parallel messages does not hide behind computation."""
+    ranks = layout.data * layout.context
+    if ranks == 1:
+        return 0.0
+    inside = ranks * layout.tensor <= cluster.device.per_machine
+    bandwidth = (cluster.device.link if inside else cluster.device.network) * rates.links
+    share = (ranks - 1) / ranks
+    reductions = layout.accumulation if layout.zero >= 2 else 1
+    volume = weights * share * layout.gradient_bytes * reductions  # scatter of sums
+    gathers = 2 * layout.accumulation if layout.zero >= 3 else 1
+    volume += weights * share * (layout.gather_bytes if layout.zero >= 3 else layout.gradient_bytes) * gathers
+    hideable = busy if layout.zero >= 2 else busy / layout.accumulation * 2 / 3
+    return max(0.0, volume / bandwidth - rates.hidden * hideable) + 0.02 * volume / bandwidth
+
+
+def estimate(
+    shape: Shape, layout: Layout, cluster: Cluster, rates: Rates | None = None, *, fused: bool = True, chunked: bool = False
+) -> Estimate:
+    """Memory, time and throughput of a layout.
+
+    Args:
+        fused: attention is one kernel that keeps no scores and skips the causal half.
+        chunked: the loss is made in chunks of the vocabulary, so that logits never exist as a whole.
+    """
+    rates = rates or Rates()
+    layout.check(shape.layers, shape.heads)
+    memory = memory_of(shape, layout, cluster, rates, fused=fused, chunked=chunked)
+    time = time_of(shape, layout, cluster, rates, fused=fused)
+    tokens = layout.sequences * shape.context / time.total
+    peak = cluster.device.peak.get("bf16") or cluster.device.peak["fp16"]
+    mfu = tokens * shape.flops_per_token() / (peak * layout.ranks)
+    return Estimate(layout, memory, time, tokens, mfu, memory.total <= cluster.device.memory_bytes)

@@ -1,0 +1,126 @@
+"""This machine, measured: the recipe's model with two blocks and with four is trained for a few updates, and the rest follows.
+
+A block's time is half the difference, embedding, head and all else is what is left; the same for memory. The measurement
+runs in as many processes as the plan is for, at its ZeRO stage, so that messages, and cores that slow each other down, are
+in the figures, and no rate of a kernel has to be known. Every model is measured in processes of its own: memory that an
+earlier one left behind would be counted.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import torch
+
+from zenspeed.config import InputError
+from zenspeed.engine import Engine
+from zenspeed.machine import keep_memory, resident_bytes
+from zenspeed.models.build import build_model
+from zenspeed.optim import plan_optimizers
+from zenspeed.parallel.mesh import build_mesh, world
+from zenspeed.parallel.zero import ZeroOptions
+from zenspeed.recipe import Recipe
+
+UPDATES = 6
+LAYERS = (2, 4)
+
+
+class Measured(NamedTuple):
+    """Of one process on this machine, for one micro-batch."""
+
+    block_seconds: float
+    """Forward and backward of a block."""
+    rest_seconds: float
+    """Of embedding, head and loss."""
+    block_update_seconds: float
+    """Of sums over ranks, clipping and optimizer, for a block."""
+    rest_update_seconds: float
+    block_bytes: float
+    """Of a process, for a block: states, activations, and what a backward needs on the way."""
+    rest_bytes: float
+    """Of a process without blocks."""
+
+
+class _One(NamedTuple):
+    passes: float
+    update: float
+    memory: float
+
+
+def measure(recipe: Recipe, vocab_size: int, precision: str, ranks: int, threads: int) -> Measured:
+    """Some seconds of training on random tokens in `ranks` processes; `precision` fp32 or bf16.
+
+    Raises:
+        InputError: a process died, as of too little memory.
+    """
+    few, more = (_run(recipe, vocab_size, precision, ranks, threads, layers) for layers in LAYERS)
+    blocks = LAYERS[1] - LAYERS[0]
+
+    def split(name: str) -> tuple[float, float]:
+        a, b = getattr(few, name), getattr(more, name)
+        each = max((b - a) / blocks, 0.0)
+        return each, max(a - LAYERS[0] * each, 0.0)
+
+    return Measured(*split("passes"), *split("update"), *split("memory"))
+
+
+def _run(recipe: Recipe, vocab_size: int, precision: str, ranks: int, threads: int, layers: int) -> _One:
+    context = multiprocessing.get_context("spawn")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    results: Any = context.SimpleQueue()
+    arguments = (ranks, port, threads, recipe, vocab_size, precision, layers, results)
+    processes = [context.Process(target=_rank, args=(rank, *arguments), daemon=True) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        codes = ", ".join(str(process.exitcode) for process in processes)
+        raise InputError(f"plan: measuring {layers} layers in {ranks} processes ended with codes {codes}; take a smaller model")
+    found = [results.get() for _ in range(ranks)]
+    return _One(*(max(values) for values in zip(*found, strict=True)))
+
+
+def _rank(
+    rank: int, ranks: int, port: int, threads: int, recipe: Recipe, vocab_size: int, precision: str, layers: int, results: Any
+) -> None:
+    if ranks > 1:
+        names = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    keep_memory()
+    torch.set_num_threads(threads)
+    micro = recipe.train.micro_batch_size or 1
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    tokens = torch.randint(0, vocab_size, (micro, recipe.model.context + 1))
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    with world() as here:
+        model = build_model(recipe.model.model_copy(update={"layers": layers}), vocab_size, "language", 0).to(here.device)
+        model.init_weights(0)  # type: ignore[operator]
+        engine = Engine(
+            model,
+            plan_optimizers(model, recipe.optim, dtype),
+            build_mesh(here, recipe.parallel.shard_ranks),
+            ZeroOptions(stage=recipe.parallel.zero),
+            compute_dtype=dtype,
+            clip=recipe.train.clip,
+        )
+        inputs, targets = inputs.to(here.device), targets.to(here.device)
+        passes, updates = [], []
+        for step in range(UPDATES + 2):
+            start = time.perf_counter()
+            with engine.autocast():
+                loss = model(tokens=inputs, targets=targets) / targets.numel()
+            engine.backward(loss, last=True)
+            middle = time.perf_counter()
+            engine.update()
+            if step >= 2:
+                passes.append(middle - start)
+                updates.append(time.perf_counter() - middle)
+        results.put((statistics.median(passes), statistics.median(updates), float(resident_bytes())))
