@@ -2,6 +2,7 @@
 
     python benchmarks/data.py                       # rows made of Python's own documentation
     python benchmarks/data.py --csv reviews.csv     # columns text, label
+    python benchmarks/data.py --train sources.txt   # only: a tokenizer trained on this text, beside that of `tokenizers`
 
 Both sides do the same work on the same rows and the same vocabulary (byte-level BPE of 16,384 tokens, fewer for little text);
 the token numbers are compared, all of them. A round runs every stage once on each side, in turn; the figure is the median of
@@ -19,6 +20,7 @@ import re
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import unicodedata
@@ -30,6 +32,7 @@ import numpy as np
 
 from zenspeed.data.python_docs import python_docs
 from zenspeed.data.rows import RowOptions, read_rows
+from zenspeed.text.bpe import train_bpe, train_bpe_by_tokenizers
 from zenspeed.text.clean import Cleaner
 from zenspeed.text.clean_config import CleanConfig
 from zenspeed.text.tokenizer import Tokenizer
@@ -42,17 +45,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", type=Path, help="rows with the columns text and label; default: Python's documentation")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--train", type=Path, help="plain text; default for `-`: the source code of the standard library")
     options = parser.parse_args()
+    if options.train:
+        return record(training(options.train))
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         path = options.csv or documentation(work / "rows.csv")
         result = {"data": path.name, "rounds": options.rounds, **measure(path, work, options.rounds)}
         result["loader"] = loader_wait(work)
+    return record(result)
+
+
+def record(result: dict[str, Any]) -> None:
     line = json.dumps({**result, **machine()})
     with (ROOT / "benchmarks" / "results" / "data.jsonl").open("a", encoding="utf-8") as file:
         file.write(line + "\n")
     print(line)
+
+
+def training(path: Path) -> dict[str, Any]:
+    """Seconds and MB/s of training VOCAB_SIZE tokens, by us and by `tokenizers`; the two are equal to the letter."""
+    if str(path) == "-":
+        files = [p for p in Path(sysconfig.get_paths()["stdlib"]).rglob("*.py") if "site-packages" not in p.parts]
+        texts = [p.read_text(encoding="utf-8", errors="replace") for p in sorted(files)]
+    else:
+        whole = path.read_text(encoding="utf-8")
+        texts = [whole[i : i + 10_000] for i in range(0, len(whole), 10_000)]
+    size, seconds = sum(len(t.encode()) for t in texts) / 1e6, []
+    tokens = [(began := time.perf_counter(), train_bpe(texts, VOCAB_SIZE, ["<|endoftext|>"]).to_str())]
+    seconds.append(time.perf_counter() - began)
+    tokens.append((began := time.perf_counter(), train_bpe_by_tokenizers(texts, VOCAB_SIZE, ["<|endoftext|>"]).to_str()))
+    seconds.append(time.perf_counter() - began)
+    assert tokens[0][1] == tokens[1][1], "merges differ"
+    rate = {name: size / s for name, s in zip(("zenspeed", "tokenizers"), seconds, strict=True)}
+    return {"train_tokenizer": path.name, "megabytes": size, "megabytes_per_second": rate}
 
 
 def documentation(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -53,12 +54,16 @@ def source_files(source: str, *, split: str = "train", endpoint: str | None = No
 
 def _files_in(folder: Path) -> list[Path]:
     """Files below `folder` with a suffix we read, hidden files and folders left out."""
-    inside = [p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    inside = [p for p in inside if p.is_file()]
-    files = sorted(p for p in inside if suffix_of(p) in SUFFIXES)
+    files, others = [], Counter[str]()
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(place, name) for name in names if not name.startswith(".")):
+            if suffix_of(path) in SUFFIXES and path.is_file():
+                files.append(path)
+            else:
+                others[path.suffix or path.name] += 1
     if not files:
-        others = Counter(p.suffix or p.name for p in inside).most_common(3)
-        there = "; there are " + ", ".join(f"{n} {kind}" for kind, n in others) if others else ""
+        there = "; there are " + ", ".join(f"{n} {kind}" for kind, n in others.most_common(3)) if others else ""
         known = ", ".join((*SUFFIXES, *COMPRESSED))
         raise InputError(f"{folder}: no file of {known} in this folder{there}; name others by a glob, as '{folder}/*.log'")
-    return files
+    return sorted(files)

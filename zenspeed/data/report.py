@@ -137,7 +137,7 @@ class Report(NamedTuple):
             "languages": self.languages,
             "tokenizer": self.tokenizer,
             "coverage": {
-                name: {"tokens_per_character": c.tokens_per_character, "unknown_rate": c.unknown_rate}
+                name: {**c._asdict(), "tokens_per_character": c.tokens_per_character, "unknown_rate": c.unknown_rate}
                 for name, c in self.coverage.items()
             },
             "suggested_length": self.suggested_length,

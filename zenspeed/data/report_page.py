@@ -18,8 +18,11 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}th{font-weight:600}
 ul.findings{list-style:none;padding:0}ul.findings li{padding:.35rem .7rem;margin:.3rem 0;border-left:.3rem solid #d39e00}
 ul.findings li{background:#d39e0018}
 ul.findings li.stop{border-color:#c62828;background:#c6282818}ul.findings li.good{border-color:#2e7d32;background:#2e7d3218}
-.bar{display:inline-block;height:.7em;background:#3b78c3;min-width:1px}small{opacity:.75}td.text{overflow-wrap:anywhere}
+.bar{display:inline-block;height:.7em;background:#3b78c3;min-width:1px}td,th{white-space:nowrap}
+td.text{white-space:normal;overflow-wrap:anywhere;min-width:12rem}.table{overflow-x:auto}
 """
+
+_LONG = ("text", "label", "what")  # columns that may be broken into lines
 
 
 class Finding(NamedTuple):
@@ -109,8 +112,12 @@ def sections(r: Report) -> list[Section]:
         out.append(Section(f"What cutting {name} would lose", ("sequence length", "rows cut", "tokens lost"), cuts))
     language = [(name, f"{share:.1%}") for name, share in r.languages.items()]
     out.append(Section("Language (a sample)", ("language", "share"), language, list(r.languages.values())))
-    held = [(n, f"{c.tokens_per_character:.3f}", f"{c.unknown_rate:.2%}") for n, c in r.coverage.items()]
-    out.append(Section(f"Tokens: {r.tokenizer}", ("text", "tokens a character", "unknown"), held))
+    held = [
+        (n, f"{c.characters:,}", f"{c.tokens_per_character:.3f}", f"{c.distinct:,}", f"{c.unknown_rate:.2%}")
+        for n, c in r.coverage.items()
+    ]
+    head = ("script", "characters", "tokens a character", "different tokens", "unknown")
+    out.append(Section(f"Tokens of a sample: {r.tokenizer}", head, held))
     odd = [
         (what, name, f"{q.count:,}", ", ".join(str(row) for row, _ in q.first))
         for name, s in splits
@@ -159,15 +166,23 @@ def page(r: Report) -> str:
     body = [f"<h1>{text(r.train.source)}</h1>", f'<ul class="findings">{items}</ul>']
     body.append(f"<p>Suggested sequence length: <b>{r.suggested_length}</b> tokens (<code>model.context</code>).</p>")
     for section in sections(r):
-        kinds = [' class="n"' if i and _numeric(section, i) else ' class="text"' for i in range(len(section.head))]
+        kinds = [
+            ' class="n"' if i and _numeric(section, i) else ' class="text"' if name in _LONG else ""
+            for i, name in enumerate(section.head)
+        ]
         head = "".join(f"<th{kind}>{text(h)}</th>" for kind, h in zip(kinds, section.head, strict=True))
         rows = []
         for i, row in enumerate(section.rows):
             cells = "".join(f"<td{kind}>{text(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
-            bar = f'<td><span class="bar" style="width:{15 * section.bars[i]:.2f}rem"></span></td>' if section.bars else ""
+            bar = (
+                f'<td><span class="bar" style="width:calc({section.bars[i]:.4f}*min(15rem,30vw))"></span></td>'
+                if section.bars
+                else ""
+            )
             rows.append(f"<tr>{cells}{bar}</tr>")
         extra = "<th></th>" if section.bars else ""
-        body.append(f"<h2>{text(section.title)}</h2><table><tr>{head}{extra}</tr>{''.join(rows)}</table>")
+        table = f"<table><tr>{head}{extra}</tr>{''.join(rows)}</table>"
+        body.append(f'<h2>{text(section.title)}</h2><div class="table">{table}</div>')
     title = text(r.train.source)
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Data report: {title}</title>'
