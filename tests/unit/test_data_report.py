@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import random
 import re
@@ -50,8 +51,14 @@ def write_csv(path: Path, rows: list[tuple[str, str]]) -> Path:
     return path
 
 
+@functools.cache
+def grams(text: str) -> set[str]:
+    plain = normalised(text)
+    return {plain[i : i + 4] for i in range(len(plain) - 3)}
+
+
 def jaccard(a: str, b: str) -> float:
-    first, second = ({t[i : i + 4] for i in range(len(t) - 3)} for t in (normalised(a), normalised(b)))
+    first, second = grams(a), grams(b)
     return len(first & second) / len(first | second)
 
 
@@ -87,7 +94,8 @@ def test_near_duplicates_are_those_of_brute_force() -> None:
     near = near_earlier(sketch_all(texts))
     assert all(partner < i for i, partner in enumerate(near))
     best = np.array([max((jaccard(text, other) for other in texts[:i]), default=0.0) for i, text in enumerate(texts)])
-    once = np.array([normalised(text) not in map(normalised, texts[:i]) for i, text in enumerate(texts)])
+    plain = [normalised(text) for text in texts]
+    once = np.array([text not in plain[:i] for i, text in enumerate(plain)])
     best, found = best[once], (near >= 0)[once]
     assert found[best > 0.88].all() and (best > 0.88).sum() >= 5
     assert not found[best < 0.6].any() and (best < 0.6).sum() >= 50
