@@ -136,3 +136,34 @@ def test_optimizers_that_cannot_be_had(optimizer: dict[str, Any], message: str) 
 def test_an_attribute_of_neither_is_named() -> None:
     with pytest.raises(AttributeError, match="neither the engine nor its module, Sequential, has 'set_lr'"):
         _ = start().set_lr
+
+
+@pytest.mark.parametrize(("stage", "by_hand"), [(0, False), (0, True), (3, False)])
+def test_weights_that_are_loaded_last(stage: int, by_hand: bool) -> None:
+    """In bf16 the masters are what an update starts from; weights that did not reach them would come back as they were."""
+    engine = start(bf16={"enabled": True}, zero_optimization={"stage": stage})
+    state = {name: torch.full_like(value, 3.0) for name, value in engine.state_dict().items()}
+    if by_hand:
+        engine.module.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+        engine.optimizer.refresh_fp32_params()
+    else:
+        engine.load_state_dict(state)
+    engine.backward(engine(torch.ones(2, 4, dtype=torch.bfloat16)).float().mean())
+    engine.step()
+    assert all(float((value - 3.0).abs().max()) < 0.05 for value in engine.state_dict().values())
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_compiled_module_trains_the_same(stage: int) -> None:
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        engine = start(tree(), zero_optimization={"stage": stage})
+        if compiled:
+            engine.compile(backend="eager")
+        for _ in range(3):
+            loss = engine(torch.ones(2, 4)).square().mean()
+            engine.backward(loss)
+            engine.step()
+        losses.append(float(loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -272,6 +272,25 @@ class DeepSpeedEngine(Queries, CheckpointCalls, nn.Module):
         with self.gathered():
             state = super().state_dict(*args, **kwargs)
             return {k: v.detach().clone() for k, v in state.items()} if self.zero_optimization_stage() == 3 else state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Takes whole weights, as `state_dict` gives them, into the module and the fp32 masters; all ranks call it.
+
+        Raises:
+            InputError: `assign`; the module's parameters are views of the engine's buckets.
+        """
+        if assign:
+            raise InputError("engine.load_state_dict: assign=True would take the parameters out of the engine; leave it out")
+        with self.gathered():
+            result = super().load_state_dict(state_dict, strict=strict)
+            self.refresh_masters()
+        return result
+
+    def refresh_masters(self) -> None:
+        """The module's weights, changed by hand, become the masters; rank 0's count. All ranks call it, with weights whole."""
+        for bucket in self.core.zero.buckets:
+            if not bucket.released:
+                bucket.scatter()
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

@@ -214,6 +214,10 @@ class EngineOptimizer(torch.optim.Optimizer):
     def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
         self._engine.backward(loss, retain_graph=retain_graph)
 
+    def refresh_fp32_params(self) -> None:
+        """After the module's weights were changed by hand: the masters are made equal to them. All ranks call it."""
+        self._engine.refresh_masters()
+
     def state_dict(self) -> dict[str, Any]:
         """This rank's part of the state; `engine.save_checkpoint` is what any other layout can load."""
         return {
