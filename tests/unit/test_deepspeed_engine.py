@@ -167,3 +167,14 @@ def test_a_compiled_module_trains_the_same(stage: int) -> None:
             engine.step()
         losses.append(float(loss.detach()))
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_the_accelerator_of_this_machine() -> None:
+    accelerator = zenspeed.get_accelerator()
+    x = torch.ones(1, device=accelerator.current_device_name())
+    assert accelerator.on_accelerator(x) and accelerator.device_name(0).startswith(x.device.type)
+    assert 0 < accelerator.memory_allocated() <= accelerator.max_memory_reserved() <= accelerator.total_memory()
+    state = accelerator.get_rng_state()
+    drawn = torch.rand(3, device=x.device)
+    accelerator.set_rng_state(state)
+    assert torch.equal(torch.rand(3, device=x.device), drawn)

@@ -79,13 +79,36 @@ class Accelerator:
 
     manual_seed_all = manual_seed
 
+    def initial_seed(self) -> int:
+        return torch.initial_seed()
+
+    def get_rng_state(self, device_index: int | None = None) -> torch.Tensor:
+        return torch.get_rng_state() if self._cpu else torch.cuda.get_rng_state(self.current_device())
+
+    def set_rng_state(self, new_state: torch.Tensor, device_index: int | None = None) -> None:
+        torch.set_rng_state(new_state) if self._cpu else torch.cuda.set_rng_state(new_state, self.current_device())
+
     def memory_allocated(self, device_index: int | None = None) -> int:
         return psutil.Process().memory_info().rss if self._cpu else torch.cuda.memory_allocated(device_index)
 
     def max_memory_allocated(self, device_index: int | None = None) -> int:
         if self._cpu:
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # brought up to date now and then only
+            return max(peak, self.memory_allocated())
         return torch.cuda.max_memory_allocated(device_index)
+
+    def reset_peak_memory_stats(self, device_index: int | None = None) -> None:
+        """The peak of a CPU's process is the system's record and cannot be set back."""
+        if not self._cpu:
+            torch.cuda.reset_peak_memory_stats(device_index)
+
+    reset_max_memory_allocated = reset_peak_memory_stats
+
+    def memory_reserved(self, device_index: int | None = None) -> int:
+        return self.memory_allocated() if self._cpu else torch.cuda.memory_reserved(device_index)
+
+    def max_memory_reserved(self, device_index: int | None = None) -> int:
+        return self.max_memory_allocated() if self._cpu else torch.cuda.max_memory_reserved(device_index)
 
     def total_memory(self, device_index: int | None = None) -> int:
         if self._cpu:
