@@ -69,6 +69,18 @@ def test_attention_is_torchs_within_rounding(form: str) -> None:
         assert float((got.double() - wanted).norm() / wanted.norm()) < 0.01  # eps of bf16 is 0.0039
 
 
+def test_dropped_weights_are_none_or_larger() -> None:
+    q, k, _ = tensors()
+    unit = torch.eye(12, dtype=torch.bfloat16).expand(3, 2, 12, 12)  # as values: what comes out are the weights
+    torch.manual_seed(0)
+    with FastKernels(), Names() as names:
+        whole, dropped = (F.scaled_dot_product_attention(q, k, unit, padding(), p).float() for p in (0.0, 0.25))
+    assert "_scaled_dot_product_attention_math" not in names.seen and "_softmax" in names.seen
+    kept = dropped != 0
+    assert torch.allclose(dropped[kept], whole[kept] / 0.75, rtol=0.05)  # scores are rounded to bf16
+    assert float(kept[whole > 0].float().mean()) == pytest.approx(0.75, abs=0.05)
+
+
 def test_attention_under_autocast_is_in_its_type() -> None:
     with torch.autocast("cpu", torch.bfloat16), FastKernels(), Names() as names:
         out = F.scaled_dot_product_attention(*tensors(dtype=torch.float32))
