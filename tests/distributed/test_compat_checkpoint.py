@@ -86,16 +86,16 @@ def only_rank_0(folder: Path) -> str:
 
     start(2).save_checkpoint(folder, tag="by-another-engine")  # whose answers must not be taken for this one's
     engine = start(2)
-    engine.checkpoint_wait_seconds = 1.0
+    engine.checkpoint_wait_seconds = 0.5
     if dist.get_rank() == 0:
         with pytest.raises(InputError) as caught:
             engine.save_checkpoint(folder)
         return str(caught.value)
     import time
 
-    time.sleep(4)
+    time.sleep(1.5)
     return ""
 
 
 def test_a_missing_rank_is_named(tmp_path: Path) -> None:
-    assert "rank 1 did not come in 1 s" in run_ranks(2, only_rank_0, tmp_path)[0]
+    assert "rank 1 did not come in 0.5 s" in run_ranks(2, only_rank_0, tmp_path)[0]

@@ -280,7 +280,7 @@ class CheckpointCalls:
         if missing:
             ranks = ", ".join(map(str, missing))
             raise InputError(
-                f"save_checkpoint: rank {ranks} did not come in {self.checkpoint_wait_seconds:.0f} s; every rank must call it "
+                f"save_checkpoint: rank {ranks} did not come in {self.checkpoint_wait_seconds:g} s; every rank must call it "
                 "(not only rank 0), or that process has died"
             )
         return [store.get(f"{key}/{rank}").decode() for rank in range(self.world_size)]
