@@ -108,7 +108,7 @@ def test_other_forms_are_left_to_torch() -> None:
 
 
 class Attends(nn.Module):
-    def __init__(self, recompute: bool) -> None:
+    def __init__(self, recompute: str) -> None:
         super().__init__()
         self.inner, self.outer, self.recompute = nn.Linear(8, 24), nn.Linear(8, 8), recompute
 
@@ -118,16 +118,17 @@ class Attends(nn.Module):
         return F.gelu(self.outer(y.transpose(1, 2).flatten(2)), approximate="tanh")
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = checkpoint(self.mix, x, use_reentrant=False) if self.recompute else self.mix(x)
+        again = self.recompute == "reentrant"
+        out: Tensor = checkpoint(self.mix, x, use_reentrant=again) if self.recompute else self.mix(x)
         return out.float().square().mean()
 
 
-def run(recompute: bool = False, **config: Any) -> tuple[list[float], set[str]]:
+def run(recompute: str = "", **config: Any) -> tuple[list[float], set[str]]:
     torch.manual_seed(0)
     settings = {"train_micro_batch_size_per_gpu": 2, "optimizer": {"type": "SGD", "params": {"lr": 1.0}}, **config}
     engine = zenspeed.initialize(model=Attends(recompute), config=settings)[0]
     losses = []
-    x = torch.randn(2, 12, 8).to(engine.module.inner.weight.dtype)
+    x = torch.randn(2, 12, 8).to(engine.module.inner.weight.dtype).requires_grad_()
     with Names() as names:
         for _ in range(3):
             loss = engine(x)
@@ -152,7 +153,8 @@ def test_the_engine_uses_them_in_bf16_only_and_can_be_told_not_to() -> None:
     assert FUSED not in run(torch_autocast={"enabled": True, "dtype": "bf16"})[1]
 
 
-def test_recomputed_activations_are_torchs_both_times() -> None:
-    losses, names = run(recompute=True, bf16={"enabled": True})
+@pytest.mark.parametrize("how", ["reentrant", "not reentrant"])
+def test_recomputed_activations_are_torchs_both_times(how: str) -> None:
+    losses, names = run(recompute=how, bf16={"enabled": True})
     assert FUSED in names
     assert losses == pytest.approx(run(bf16={"enabled": True}, fast_kernels=False)[0], rel=1e-6)

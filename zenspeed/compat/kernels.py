@@ -109,12 +109,13 @@ def apply_here(module: nn.Module, precision: torch.dtype, device: torch.device) 
 
 
 def _is_ours(tensor: Any) -> bool:
-    """An ordinary tensor outside of function transforms, and nothing that wants to see what is saved for backward.
+    """An ordinary tensor outside of function transforms and of what will be computed again.
 
-    Recomputation (torch.utils.checkpoint) compares what both runs of a function save, and its second is outside of this mode.
+    The second run of torch.utils.checkpoint is outside of this mode and should do what the first did. That runs without
+    gradients, or with hooks on what is saved for backward.
     """
     plain = type(tensor) in (Tensor, nn.Parameter) and not torch._C._are_functorch_transforms_active()
-    return plain and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    return plain and torch.is_grad_enabled() and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def _as_autocast(tensor: Tensor) -> Tensor:
