@@ -72,8 +72,8 @@ OPTIMIZERS = [("adamw", 0.5), ("sgd", None), ("muon", 0.5)]
 
 
 def layouts(dtype: str, ranks: int, shard: int | None = None) -> list[tuple[Any, ...]]:
-    """stage × accumulation × optimizer and clipping; the batch of 8 rows is at most cut into single rows."""
-    cuts = [n for n in (1, 2, 4) if ranks * n <= BATCH]
+    """stage × accumulation × optimizer and clipping; four ranks and bf16 at one accumulation, the rest is in compat's."""
+    cuts = [2] if ranks == 4 or dtype == "bfloat16" else [1, 2, 4]
     # Muon costs ten times the others: one accumulation is enough for it
     return [
         (stage, cut, dtype, *how, shard)
