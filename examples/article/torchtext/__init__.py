@@ -1,1 +1,1 @@
-"""A small stand-in for torchtext, which is no longer maintained: only what the article's listing uses."""
+"""A small stand-in for torchtext, which is no longer maintained: what the article's listing uses, over zenspeed's own parts."""
