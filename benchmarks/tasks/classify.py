@@ -58,8 +58,10 @@ def main() -> None:
     parser.add_argument("task", choices=CASES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", choices=[*SYSTEMS], help="run this system and compare nothing")
+    parser.add_argument("--baselines", nargs="+", choices=[*SYSTEMS], help="these alone; default: all of the task")
     options = parser.parse_args()
     name, case = options.task, CASES[options.task]
+    case = case._replace(baselines=tuple(options.baselines or case.baselines))
     folder = CACHE / "tasks" / name
     if not (folder / "test.csv").exists():
         SETS[name]()
@@ -213,7 +215,7 @@ def report(name: str, case: Case, test: list[dict[str, str]], found: dict[str, l
     values = {system: [metric(truth, labels, None) for labels in runs] for system, runs in said.items()}
     record: dict[str, Any] = {
         "task": name, "metric": case.metric, "n": len(truth), "seeds": seeds, "machine": MACHINE,
-        "command": f"python benchmarks/tasks/classify.py {name}",
+        "command": f"python benchmarks/tasks/classify.py {name}" + (f" --seeds {' '.join(map(str, seeds))}" * (len(seeds) < 3)),
         "systems": {system: {"values": [round(v, 4) for v in of], "mean": float(np.mean(of))} for system, of in values.items()},
         "differences": {},
     }  # fmt: skip

@@ -37,3 +37,13 @@ def test_both_readmes_have_the_same_commands_and_figures() -> None:
     english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
     assert commands(english) == commands(chinese)
     assert figures(english) == figures(chinese) != []
+
+
+def test_the_table_of_tasks_is_that_of_the_results() -> None:
+    spec = importlib.util.spec_from_file_location("make_tasks", ROOT / "docs" / "make_tasks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8") == module.page(), (
+        "write it again: python docs/make_tasks.py"
+    )

@@ -58,12 +58,12 @@ _SIZES: tuple[tuple[float, int, int], ...] = ((5e5, 2, 128), (5e6, 4, 192), (5e7
 _PASSES: tuple[tuple[int, int, int], ...] = ((2_000, 16, 8), (50_000, 32, 4), (500_000, 64, 2), (2**63, 128, 1))
 
 _MODELS: dict[Body, dict[str, Any]] = {
-    "encoder": {"preset": "gpt", "architecture": "encoder", "tie_embeddings": True, "pool": "mean", "dropout": 0.1},
+    "encoder": {"preset": "bert", "dropout": 0.1},
     "decoder": {"preset": "gpt", "dropout": 0.1, "ngrams": [2, 3]},
     "encoder_decoder": {"preset": "transformer"},
 }
 _OPTIM: dict[Body, dict[str, Any]] = {
-    "encoder": {},
+    "encoder": {"name": "adamw", "lr": 1e-3, "warmup": 0.1, "weight_decay": 0.01},
     "decoder": {},
     "encoder_decoder": {"name": "adamw", "lr": 1e-3, "warmup": 0.1, "betas": [0.9, 0.98], "epsilon": 1e-9},
 }
@@ -191,7 +191,7 @@ def _add_model(parts: _Parts, body: Body, form: Mapping[str, Any], facts: Facts)
     why = "reads Chinese by the character" if facts.han > 0.3 and kind == "wordpiece" else "trained on the training rows"
     parts.add("tokenizer", {"kind": kind}, f"{kind}, about {facts.vocab_size:,} tokens: {why}", "tokenizer")
     layers, width = next((layers, width) for most, layers, width in _SIZES if facts.tokens < most)
-    sizes = {"layers": layers, "width": width, "heads": width // 64}
+    sizes = {"layers": layers, "width": width, "heads": width // 32}
     why = f"{body}, {layers} blocks × {width}: {facts.tokens:,.0f} tokens to learn from, no pretrained weights were named"
     parts.add("model", {**form, **sizes}, why, "model")
 
