@@ -229,7 +229,10 @@ def test_prepare_from_a_compressed_table_cleaned(tmp_path: Path) -> None:
     recipe: dict[str, Any] = {"data": data, "model": {"context": 32}, "tokenizer": {"kind": "char"}}
     plain = prepare(Recipe.model_validate(recipe))
     data["clean"] = {"markup": "tags", "duplicates": "exact"}  # type: ignore[assignment]
-    clean = prepare(Recipe.model_validate(recipe))
+    said: list[str] = []
+    clean = prepare(Recipe.model_validate(recipe), said.append)
+    assert any(line.startswith("1 rows could not be read, the first: ") and "a.csv.gz:302" in line for line in said), said
+    assert "cleaned 300 texts: changed by markup 300; left out by duplicates 150" in said
     assert plain.folder != clean.folder
     assert plain.train.num_documents + plain.validation.num_documents == 300
     assert clean.train.num_documents + clean.validation.num_documents == 150

@@ -221,6 +221,8 @@ def _write(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
     data = recipe.data
     progress(f"reading {data.source}")
     train, validation = _splits(data)
+    for line in [*train.report.lines(), *(validation.report.lines() if isinstance(data.validation, str) else [])]:
+        progress(line)
     read_seconds = time.perf_counter() - began
 
     tokenizer = _tokenizer(recipe.tokenizer, train, progress)

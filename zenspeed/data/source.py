@@ -44,6 +44,23 @@ class SourceReport:
     def as_dict(self) -> dict[str, Any]:
         return {"read": self.read.as_dict(), "cleaned": self.cleaned}
 
+    def lines(self) -> list[str]:
+        """For people: what was left out or changed, if anything was."""
+        out = []
+        if self.read.bad_rows:
+            out.append(f"{self.read.bad_rows:,} rows could not be read, the first: {self.read.first_bad[0]}")
+        if self.read.empty_texts:
+            out.append(f"{self.read.empty_texts:,} rows without text, left out")
+        if self.cleaned:
+            verbs = {"changed": "changed by", "dropped": "left out by", "tags": "tags put in:"}
+            parts = [f"{verb} {_counts(self.cleaned[key])}" for key, verb in verbs.items() if any(self.cleaned[key].values())]
+            out.append(f"cleaned {self.cleaned['texts']:,} texts: {'; '.join(parts) or 'nothing to change'}")
+        return out
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
+
 
 def sources_of(config: DataConfig, source: str) -> list[SourceConfig]:
     """What is behind `source`: the mixture of `config.sources` if there is one and `source` is the training data."""
