@@ -24,6 +24,9 @@ NOTES = """
 - **trainer**: the Trainer of transformers from the same checkpoint, on the same rows, with the same epochs, batch, rate, warm-up
   and decay, dynamic padding, fp32.
 - **scratch**: the same model and rows without the pretrained weights.
+- **lexical**: the sentence with the most words of the question, each by its rarity, and in it the longest run of words that the
+  question does not have. **bm25**: words (k1 1.2, b 0.75); for answers, its passages read by `lexical`. **untrained**: the encoder
+  as it is, before the recipe.
 
 ## The data sets for labels
 | recipe | rows to train on, to test | what they are |

@@ -190,10 +190,9 @@ def knowledge(find: Callable[[Index, list[str]], list[Found]]) -> Scores:
     found = find(index, [row["question"] for row in test])
     given = [one.best if one.score >= least else "" for one in found]
     made = answered(test, given)
-    for name, answerable in (("refused_rightly", False), ("refused_wrongly", True)):
-        made[name] = [
-            float(not g) if bool(row["answer"]) == answerable else float("nan") for g, row in zip(given, test, strict=True)
-        ]
+    pairs = list(zip(given, test, strict=True))
+    made["refused_rightly"] = [float("nan") if row["answer"] else float(not text) for text, row in pairs]
+    made["answered_where_there_is_one"] = [float(bool(text)) if row["answer"] else float("nan") for text, row in pairs]
     ids = [[hit.document.id for hit in one.hits] for one in found]
     for k in (1, PASSAGES):
         made[f"recall@{k}"] = [
