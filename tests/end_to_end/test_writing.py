@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import Cli
+from zenspeed.runlog import read_metrics
 
 ENGLISH = ["red", "big", "old", "sad", "one", "two", "cat", "dog", "sun", "sea", "man", "car"]
 WORDS = dict(zip(ENGLISH, "红大旧伤一二猫狗日海人车", strict=True))
@@ -57,3 +58,17 @@ def test_a_table_of_pairs_becomes_a_translator(cli: Cli, tmp_path: Path) -> None
     assert "it has to=…" in cli("generate", "out", "--prompt", "x", "--control", "form=en", code=2).stderr
     assert "has no 'words'" in cli("generate", "out", "--prompt", "猫", "--control", "to=en", code=2).stderr
     assert "does not know 100.0% of it" in cli("generate", "out", "--prompt", "xq", *asked[2:], code=2).stderr
+
+
+def test_two_ranks_write_what_one_does(cli: Cli, tmp_path: Path) -> None:
+    """At stage 3 no rank has the weights by itself, and decoding calls parts of the model."""
+    for name, count in (("train", 200), ("test", 12)):
+        write(tmp_path / f"{name}.csv", count, count, ["text", "target", "to"])
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    few = ["--set", "train.steps=4", "--set", "decode.max_tokens=4"]
+    cli("train", "recipe.yaml", *few)
+    cli("launch", "-n", "2", "train", "recipe.yaml", *few, "--set", "run.folder=two", "--set", "parallel.zero=3")
+    losses = [[r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r] for name in ("out", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    one, two = ((tmp_path / name / "predictions.jsonl").read_text(encoding="utf-8") for name in ("out", "two"))
+    assert one == two
