@@ -89,6 +89,20 @@ def test_help_lists_the_verbs(cli: Cli) -> None:
     assert all(verb in text for verb in ("train", "resume", "evaluate", "generate", "prepare", "info", "launch"))
 
 
+def train_start(folder: Path) -> Path:
+    """A masked language model that another run begins from."""
+    base = {
+        "run": {"folder": str(folder / "start")},
+        "task": {"kind": "masked_lm"},
+        "data": {"source": str(write_data("masked_lm", folder, Recipe().task)), "section_characters": 300},
+        "tokenizer": {"kind": "wordpiece"},
+        "model": {"preset": "bert", "layers": 1, "width": 16, "heads": 2, "context": 64},
+        "train": {"steps": 1},
+        "log": {"tensorboard": False},
+    }
+    return train(load(Recipe, None, base=base)).folder
+
+
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_first_step_of_every_shipped_recipe_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On data of the kind that its task needs; what else it names, such as pretrained weights, is replaced by small ones."""
@@ -107,6 +121,8 @@ def test_first_step_of_every_shipped_recipe_runs(path: Path, monkeypatch: pytest
     ]
     if recipe.model.huggingface is not None:
         sets.append(f"model.huggingface={write_pretrained(tmp_path / 'pretrained')}")
+    elif recipe.model.from_run is not None:
+        sets.append(f"model.from_run={train_start(tmp_path)}")
     else:
         sets.append("tokenizer.vocab_size=null")
     train(load(Recipe, path, sets))
