@@ -70,8 +70,8 @@ def _why_one_lane(recipe: Recipe, here: World) -> str | None:
         return f"the run has {here.size} processes already"
     if recipe.model.architecture == "transformers":
         return "a model of transformers may draw random numbers"
-    if recipe.model.dropout or recipe.model.ngram_dropout:
-        return "dropout draws from one generator for all threads"
+    if recipe.model.architecture == "recurrent" and recipe.model.dropout:
+        return "dropout inside recurrent layers draws from one generator for all threads"
     if recipe.parallel.zero > 1:
         return f"parallel.zero={recipe.parallel.zero} does not keep whole gradients"
     return None

@@ -25,8 +25,11 @@ def loss_sum(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return module(batch[0], targets=batch[1])
 
 
-def engine_of(lanes: int, stage: int = 1, tied: bool = True) -> Engine:
-    config = ModelConfig(layers=2, width=32, heads=2, context=CONTEXT, init="gpt2", tie_embeddings=tied, ngrams=(2,))
+def engine_of(lanes: int, stage: int = 1, tied: bool = True, dropout: float = 0.0) -> Engine:
+    config = ModelConfig(
+        layers=2, width=32, heads=2, context=CONTEXT, init="gpt2", tie_embeddings=tied, ngrams=(2,), dropout=dropout,
+        ngram_dropout=dropout,
+    )  # fmt: skip
     model = Transformer(config, VOCABULARY)
     model.init_weights(3)
     plans = plan_optimizers(model, OptimConfig(name="adamw", lr=3e-3, weight_decay=0.1))
@@ -62,6 +65,19 @@ def test_fewer_micro_batches_than_lanes_leave_a_lane_idle() -> None:
         once, plain = curve(engine_of(3), rows=1), curve(engine_of(1), rows=1)
     for ours, reference in zip(once, plain, strict=True):
         assert ours == pytest.approx(reference, rel=1e-6)
+
+
+def test_dropout_is_of_the_micro_batch_whatever_the_number_of_lanes() -> None:
+    def seeded(lanes: int) -> list[tuple[float, float]]:
+        torch.manual_seed(5)
+        return curve(engine_of(lanes, dropout=0.2))
+
+    with world():
+        two, again, three, without = seeded(2), seeded(2), seeded(3), curve(engine_of(2))
+    assert two == again
+    for ours, reference in zip(three, two, strict=True):
+        assert ours == pytest.approx(reference, rel=1e-5)
+    assert abs(two[0][0] / without[0][0] - 1) > 1e-4, "nothing is dropped"
 
 
 def test_lanes_follow_evaluation_mode_and_share_weights() -> None:
@@ -100,7 +116,8 @@ def test_a_failure_in_any_lane_comes_out_when_all_are_still() -> None:
         (["train.batch_size=9"], 2, 1, 9),
         (["train.batch_size=9"], 3, 3, 3),
         (["train.micro_batch_size=8"], 2, 1, 8),
-        (["model.dropout=0.1"], 2, 1, 8),
+        (["model.dropout=0.1"], 2, 2, 4),
+        (["model={preset: lstm, dropout: 0.1}"], 2, 1, 8),
         (["parallel.zero=2"], 2, 1, 8),
         (["train.lanes=1"], 2, 1, 8),
     ],
@@ -116,5 +133,5 @@ def test_lanes_are_chosen(changes: list[str], threads: int, lanes: int, micro: i
 
 
 def test_lanes_that_cannot_be_are_refused() -> None:
-    with world() as here, pytest.raises(InputError, match=r"train\.lanes: 2 .*dropout"):
-        resolve(load(Recipe, None, ["train.lanes=2", "model.dropout=0.1"]), here)
+    with world() as here, pytest.raises(InputError, match=r"train\.lanes: 2 .*zero=3"):
+        resolve(load(Recipe, None, ["train.lanes=2", "parallel.zero=3"]), here)

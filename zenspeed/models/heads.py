@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zenspeed.models.layers import Linear, Norm
+from zenspeed.models.layers import Dropout, Linear, Norm
 from zenspeed.models.presets import ModelConfig
 from zenspeed.ops.activation import activate
 from zenspeed.ops.loss import IGNORE, linear_cross_entropy, token_losses
@@ -99,7 +99,7 @@ class LabelHead(nn.Module):
 
     def __init__(self, config: ModelConfig, labels: int) -> None:
         super().__init__()
-        self.pool, self.dropout = config.pool, config.dropout
+        self.pool, self.dropout = config.pool, Dropout(config.dropout)
         self.pooler = Linear(config.width, config.width) if config.pooler else None
         self.score = Linear(config.width, labels, bias=config.architecture != "decoder")  # Hugging Face's decoders have none
 
@@ -107,7 +107,7 @@ class LabelHead(nn.Module):
         x = pool_documents(hidden, context.documents, context.num_documents, self.pool)
         if self.pooler is not None:
             x = self.pooler(x).tanh()
-        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        x = self.dropout(x)
         logits = self.score(x)
         if targets is None:
             return logits

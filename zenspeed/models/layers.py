@@ -51,6 +51,26 @@ class Norm(nn.Module):
         return layernorm(x, self.weight, self.bias, self.epsilon)
 
 
+class Dropout(nn.Module):
+    """Sets a share of elements to 0 in training and scales the others up, so that the mean stays (Srivastava et al. 2014).
+
+    Draws from `generator`, or from torch's own, which all threads share, where it is None.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.share or not self.training:
+            return x
+        if self.generator is None:
+            return F.dropout(x, self.share)
+        kept = torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(1 - self.share, generator=self.generator)
+        return x * kept.div_(1 - self.share)
+
+
 class NgramEmbedding(nn.Module):
     """The sum of hashed embeddings of the n-grams that end at each token, (B, T) -> (B, T, C).
 
@@ -62,6 +82,7 @@ class NgramEmbedding(nn.Module):
         super().__init__()
         self.orders, self.rows, self.dropout = config.ngrams, config.ngram_rows, config.ngram_dropout
         self.weight = nn.Parameter(torch.empty(len(self.orders) * self.rows, config.width))
+        self.generator: torch.Generator | None = None  # as of `Dropout`
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache | None) -> Tensor:
         """`positions` (T,) or (B, T) of the tokens in their documents; earlier tokens come from the cache."""
@@ -74,7 +95,7 @@ class NgramEmbedding(nn.Module):
             there.append((positions >= order - 1).expand(rows[-1].shape))
         mask = torch.stack(there, -1)  # (B, T, N)
         if self.dropout and self.training:
-            mask = mask & (torch.rand(mask.shape, device=mask.device) >= self.dropout)
+            mask = mask & (torch.rand(mask.shape, device=mask.device, generator=self.generator) >= self.dropout)
         weights = mask.to(self.weight.dtype)
         bags = torch.stack(rows, -1)
         flat = F.embedding_bag(bags.flatten(0, 1), self.weight, per_sample_weights=weights.flatten(0, 1), mode="sum")
@@ -308,7 +329,7 @@ class Block(nn.Module):
         self.feed_forward_norm = Norm(config, config.width) if normed else None
         self.feed_forward = Experts(config) if config.experts else FeedForward(config)
         self.alpha = None if normed else nn.Parameter(torch.empty(1))
-        self.dropout, self.pre = config.dropout, config.norm_placement == "pre"
+        self.dropout, self.pre = Dropout(config.dropout), config.norm_placement == "pre"
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         x = self._close(x, self.attention(self._open(x, self.attention_norm), shared), self.attention_norm)
@@ -322,10 +343,7 @@ class Block(nn.Module):
         return norm(x) if self.pre and norm is not None else x
 
     def _close(self, x: Tensor, part: Tensor, norm: Norm | None) -> Tensor:
-        part = self._drop(part)
+        part = self.dropout(part)
         if self.alpha is not None:
             return x + self.alpha * part
         return x + part if self.pre or norm is None else norm(x + part)
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x

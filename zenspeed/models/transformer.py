@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from zenspeed.models.initial import draw_weights
 from zenspeed.models.layers import (
     Block,
+    Dropout,
     Embedding,
     KeyValueCache,
     Linear,
@@ -53,6 +54,7 @@ class Body(nn.Module):
         self.token_types = Embedding(config.token_types, config.width) if config.token_types else None
         self.ngrams = NgramEmbedding(config) if config.ngrams else None
         self.embedding_norm = Norm(config, config.width) if config.embedding_norm else None
+        self.dropout = Dropout(config.dropout)
         self.relative = RelativeBias(config, self.causal) if config.position == "relative" else None
         cross = part == "decoder"
         self.blocks = nn.ModuleList([Block(config, layer, cross) for layer in range(self.layers)])
@@ -102,7 +104,7 @@ class Body(nn.Module):
             x = x + self.ngrams(tokens, positions, cache)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        x = F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x
+        x = self.dropout(x)
         # Attention inside a document depends on differences of positions only, so rotary needs no restart.
         config, rotary = self.config, None
         if config.position == "rotary":

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,8 @@ PLAIN_TOKENS = 1024
 T = 256, 2.0 at 512, 1.4 at 1,024, 1.1 at 2,048; inside documents 2.6, 2.1, 1.8, 1.9. Not higher, for what the plain way keeps
 for the backward pass grows with T: 2 H T bytes a token and layer.
 """
+STRIPE_TOKENS = 128
+"""Rows of a causal square that are computed together, each stripe against the keys up to its end."""
 
 _WIDTHS = tuple(32 << k for k in range(16))  # of rows: few, since a block costs some forty calls a layer
 
@@ -46,6 +49,8 @@ class Mask(NamedTuple):
     """Matrix products instead of the fused kernel."""
     blocks: Blocks | None = None
     """Of one sequence of many documents; then nothing else counts."""
+    triangle: bool = False
+    """T = S, and no token sees a later one: the plain way leaves out most of what is above the diagonal."""
 
 
 class Blocks(NamedTuple):
@@ -113,7 +118,9 @@ def make_mask(
     if documents is not None:
         allowed = (allowed & (documents[:, :, None] == documents[:, None, :])).unsqueeze(1)  # (B, 1, T, T)
     masked = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, -math.inf)
-    return Mask(masked if bias is None else bias(places).to(dtype) + masked, causal=False, plain=plain)
+    triangle = causal and num_new == num_seen
+    masked = masked if bias is None else bias(places).to(dtype) + masked
+    return Mask(masked, causal=False, plain=plain, triangle=triangle)
 
 
 def _find_blocks(documents: Tensor) -> tuple[Blocks, list[Tensor]] | None:
@@ -169,7 +176,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None =
     if mask.blocks is not None:
         return _blockwise(q, k, v, mask.blocks, scale)
     if mask.plain:
-        return _plain(q, k, v, mask.bias, q.shape[-1] ** -0.5 if scale is None else scale)
+        return _plain(q, k, v, mask.bias, q.shape[-1] ** -0.5 if scale is None else scale, mask.triangle)
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, mask.bias, is_causal=mask.causal, scale=scale, enable_gqa=grouped)
 
@@ -215,12 +222,25 @@ class _Return(torch.autograd.Function):
         return None, *rows
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, triangle: bool = False) -> Tensor:
     """Differentiated by torch where something compiles or records it, else by `_Plain`, which works in place."""
-    if torch.compiler.is_compiling():
-        weights = _scores(q * scale, k)
-        return _apply((weights if bias is None else weights + bias).softmax(dim=-1), v)
-    return _Plain.apply(q, k, v, bias, scale)
+    stripes = _stripes(q.shape[2], k.shape[2], triangle)
+    if not torch.compiler.is_compiling():
+        return _Plain.apply(q, k, v, bias, scale, stripes)
+    parts = []
+    for start, stop, seen in stripes:
+        scores = _scores(q[:, :, start:stop] * scale, k[:, :, :seen])
+        scores = scores if bias is None else scores + bias[..., start:stop, :seen]
+        parts.append(_apply(scores.softmax(dim=-1), v[:, :, :seen]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _stripes(num_new: int, num_seen: int, triangle: bool) -> list[tuple[int, int, int]]:
+    """(start, stop, seen): tokens start … stop see at most the first `seen`. All at once, but for a triangle."""
+    if not triangle or num_new < 2 * STRIPE_TOKENS:
+        return [(0, num_new, num_seen)]
+    ends = [*range(STRIPE_TOKENS, num_new, STRIPE_TOKENS), num_new]
+    return [(start, stop, stop) for start, stop in pairwise([0, *ends])]
 
 
 # The H/G query heads that share a key head are more rows of one product: no key or value is repeated.
@@ -245,24 +265,46 @@ def _collect(weights: Tensor, x: Tensor, G: int) -> Tensor:
 
 
 class _Plain(torch.autograd.Function):
-    """Keeps one tensor of the size of the scores, the weights; scale and bias are one pass over them."""
+    """Keeps the weights, of the size of the scores, and nothing else; scale and bias are one pass over them."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-        ctx.scale, ctx.bias_shape = scale, None if bias is None else bias.shape
-        scores = _scores(q, k)
-        scores = scores.mul_(scale) if bias is None else torch.add(bias, scores, alpha=scale, out=scores)
-        weights = scores.softmax(dim=-1)
-        ctx.save_for_backward(q, k, v, weights)
-        return _apply(weights, v)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, stripes: list[tuple[int, int, int]]
+    ) -> Tensor:
+        ctx.scale, ctx.stripes, ctx.bias_shape = scale, stripes, None if bias is None else bias.shape
+        kept, parts = [], []
+        for start, stop, seen in stripes:
+            scores = _scores(q[:, :, start:stop], k[:, :, :seen])
+            if bias is None:
+                scores.mul_(scale)
+            else:
+                torch.add(bias[..., start:stop, :seen], scores, alpha=scale, out=scores)
+            kept.append(scores.softmax(dim=-1))
+            parts.append(_apply(kept[-1], v[:, :, :seen]))
+        ctx.save_for_backward(q, k, v, *kept)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights = ctx.saved_tensors
-        grad, scale, G = grad.contiguous(), ctx.scale, k.shape[1]
-        grad_v = _collect(weights, grad, G)
-        grad_scores = torch._softmax_backward_data(_scores(grad, v), weights, -1, weights.dtype)
-        grad_q, grad_k = _apply(grad_scores, k).mul_(scale), _collect(grad_scores, q, G).mul_(scale)
-        grad_bias = grad_scores.sum_to_size(ctx.bias_shape) if ctx.needs_input_grad[3] else None
-        return grad_q, grad_k, grad_v, grad_bias, None
+        q, k, v, *kept = ctx.saved_tensors
+        grad, G, whole = grad.contiguous(), k.shape[1], len(kept) == 1
+        grad_bias = torch.zeros(ctx.bias_shape, dtype=q.dtype) if ctx.needs_input_grad[3] else None
+        grad_q = grad_k = grad_v = torch.empty(0)
+        # From the last stripe on, which sees every key: the others are added to what it gives.
+        for (start, stop, seen), weights in reversed(list(zip(ctx.stripes, kept, strict=True))):
+            g, x = grad[:, :, start:stop], q[:, :, start:stop]
+            grad_scores = torch._softmax_backward_data(_scores(g, v[:, :, :seen]), weights, -1, weights.dtype)
+            part = _apply(grad_scores, k[:, :, :seen])
+            if stop == q.shape[2]:
+                grad_v, grad_k = _collect(weights, g, G), _collect(grad_scores, x, G)
+                grad_q = part if whole else torch.empty_like(q)
+            else:
+                grad_v[:, :, :seen] += _collect(weights, g, G)
+                grad_k[:, :, :seen] += _collect(grad_scores, x, G)
+            if not whole:
+                grad_q[:, :, start:stop] = part
+            if grad_bias is not None:
+                place = grad_bias[..., start:stop, :seen]
+                place += grad_scores.sum_to_size(place.shape)
+        return grad_q.mul_(ctx.scale), grad_k.mul_(ctx.scale), grad_v, grad_bias, None, None

@@ -120,7 +120,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
 
 
 class _SplitHeads(torch.autograd.Function):
-    """q and k are worked on together, in one buffer each way, so that autograd adds no slices, zeros and sums of its own.
+    """q, k and v are each one piece of memory, so that products need no copy; autograd adds no slices, zeros and sums.
 
     Rotation keeps lengths and angles. So the norm may come after it, and its backward needs only what is kept anyway:
     with y = x r the gradient of x is r (g − y mean(g·y)).
@@ -130,20 +130,21 @@ class _SplitHeads(torch.autograd.Function):
     def forward(
         ctx: Any, qkv: Tensor, heads: int, kv_heads: int, rotary: Rotary | None, norm_epsilon: float | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        buffer = _to_heads(qkv, heads + 2 * kv_heads).contiguous()
-        qk, v = buffer.split((heads + kv_heads, kv_heads), dim=1)
-        if rotary is not None:
-            rotated = torch.empty(qk.shape, dtype=qk.dtype)
-            _rotate(qk, *rotary, out=rotated)
-            qk = rotated
-        r = None
-        if norm_epsilon is not None:
-            r = inverse_rms(qk, norm_epsilon).to(qk.dtype)
-            qk.mul_(r)
-        ctx.save_for_backward(*(() if r is None else (qk, r)), *(rotary or ()))
-        ctx.sizes, ctx.has_norm, ctx.has_rotary = (heads, kv_heads), r is not None, rotary is not None
-        q, k = qk.split((heads, kv_heads), dim=1)
-        return q, k, v
+        q, k, v = _to_heads(qkv, heads + 2 * kv_heads).split((heads, kv_heads, kv_heads), dim=1)
+        out, kept = [], []
+        for x in (q, k):
+            if rotary is None:
+                x = x.contiguous()
+            else:
+                x, source = torch.empty_like(x, memory_format=torch.contiguous_format), x
+                _rotate(source, *rotary, out=x)
+            if norm_epsilon is not None:
+                r = inverse_rms(x, norm_epsilon).to(x.dtype)
+                kept += [x.mul_(r), r]
+            out.append(x)
+        ctx.save_for_backward(*kept, *(rotary or ()))
+        ctx.sizes, ctx.has_norm, ctx.has_rotary = (heads, kv_heads), norm_epsilon is not None, rotary is not None
+        return out[0], out[1], v.contiguous()
 
     @staticmethod
     @once_differentiable
@@ -151,18 +152,17 @@ class _SplitHeads(torch.autograd.Function):
         heads, kv_heads = ctx.sizes
         saved = list(ctx.saved_tensors)
         B, _, T, D = grad_q.shape
-        grad = torch.cat((grad_q, grad_k), dim=1)  # (B, H + G, T, D)
-        if ctx.has_norm:
-            y, r = saved.pop(0), saved.pop(0)
-            mean = (grad * y).sum(-1, keepdim=True, dtype=torch.promote_types(y.dtype, torch.float32)) / D
-            grad.addcmul_(y, mean.to(y.dtype), value=-1).mul_(r)
-        out = torch.empty((B, T, heads + 2 * kv_heads, D), dtype=grad.dtype)
-        by_head = out.transpose(1, 2)
-        if ctx.has_rotary:
-            cos, sin = saved
-            rotated = torch.empty_like(grad)
-            _rotate(grad, cos, -sin, out=rotated)
-            grad = rotated
-        by_head[:, : heads + kv_heads] = grad
-        by_head[:, heads + kv_heads :] = grad_v
+        out = torch.empty((B, T, heads + 2 * kv_heads, D), dtype=grad_q.dtype)
+        *parts, part_v = out.transpose(1, 2).split((heads, kv_heads, kv_heads), dim=1)
+        for part, grad in zip(parts, (grad_q, grad_k), strict=True):
+            if ctx.has_norm:
+                y, r = saved.pop(0), saved.pop(0)
+                mean = (grad * y).sum(-1, keepdim=True, dtype=torch.promote_types(y.dtype, torch.float32)) / D
+                grad = torch.addcmul(grad, y, mean.to(y.dtype), value=-1).mul_(r)
+            if ctx.has_rotary:
+                cos, sin = saved[-2:]
+                _rotate(grad, cos, -sin, out=part)
+            else:
+                part.copy_(grad)
+        part_v.copy_(grad_v)
         return out.flatten(2), None, None, None, None

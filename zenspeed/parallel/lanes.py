@@ -8,8 +8,8 @@ Python between them. Lanes wait for each other once an update. They are data par
 in memory once, nothing is sent, and the sum is always made in one order. What they cost is a gradient for each lane but the
 first. Python's lock matters little, since torch lets go of it inside an operation.
 
-For CPUs, one process, and modules that draw no random numbers: all threads share torch's generator, so dropout would depend
-on who comes first.
+For CPUs and one process. All threads share torch's generator, so what draws from it would depend on who comes first: modules
+that draw have an attribute `generator`, which each lane sets for itself and seeds anew for every micro-batch.
 """
 
 from __future__ import annotations
@@ -26,61 +26,58 @@ from torch import Tensor, nn
 from zenspeed.parallel.zero import ZeroModule
 
 Batch = TypeVar("Batch")
+Work = Callable[[nn.Module, Batch, bool], Tensor]
 
 
 class Lanes:
     """`count` lanes over a module whose buckets keep whole gradients (stages 0 and 1, one rank). One lane is a plain loop."""
 
     def __init__(self, zero: ZeroModule, count: int) -> None:
-        self.count = count
         assert count == 1 or (zero.options.stage <= 1 and zero.mesh.size() == 1)
         self._buckets = zero.trainable
         self.modules = [zero.module, *(_twin(zero.module) for _ in range(count - 1))]
-        self._gradients = [[_own_gradients(zero, twin, i) for i in range(len(self._buckets))] for twin in self.modules[1:]]
+        self._gradients = [_own_gradients(zero, twin) for twin in self.modules[1:]]
+        self._generators = [_own_generator(module) for module in self.modules] if count > 1 else []
         self._pool = ThreadPoolExecutor(count - 1, "lane") if count > 1 else None
 
-    def run(self, work: Callable[[nn.Module, Batch, bool], Tensor], batches: Sequence[Batch]) -> list[Tensor]:
+    def run(self, work: Work[Batch], batches: Sequence[Batch]) -> list[Tensor]:
         """`work(module, batch, last)` for every batch, in contiguous shares; `last` is true of the last of a share.
 
         Returns:
             What `work` gave, in the order of the batches. Gradients of all lanes are in the module's buckets.
         """
         if self._pool is None:
-            return _share(work, self.modules[0], batches)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, threads // self.count))
-        cuts = [round(i * len(batches) / self.count) for i in range(self.count + 1)]
-        shares = [batches[a:b] for a, b in itertools.pairwise(cuts)]
+            return [work(self.modules[0], batch, index == len(batches) - 1) for index, batch in enumerate(batches)]
+        seeds = torch.randint(2**62, (len(batches),)).tolist() if any(self._generators) else [0] * len(batches)
+        count, threads = len(self.modules), torch.get_num_threads()
+        cuts = [round(i * len(batches) / count) for i in range(count + 1)]
+        shares = [list(zip(batches, seeds, strict=True))[a:b] for a, b in itertools.pairwise(cuts)]
+
+        def lane(number: int) -> list[Tensor]:
+            torch.set_num_threads(max(1, threads // count))  # a setting of each thread
+            results, module, generator = [], self.modules[number], self._generators[number]
+            for index, (batch, seed) in enumerate(shares[number]):
+                if generator is not None:
+                    generator.manual_seed(seed)
+                results.append(work(module, batch, index == len(shares[number]) - 1))
+            return results
+
+        for twin in self.modules[1:]:
+            twin.train(self.modules[0].training)
+        others = [self._pool.submit(lane, number) for number in range(1, count)]
         try:
-            others = [
-                self._pool.submit(_on_threads, torch.get_num_threads(), work, twin.train(self.modules[0].training), share)
-                for twin, share in zip(self.modules[1:], shares[1:], strict=True)
-            ]
-            try:
-                results = _share(work, self.modules[0], shares[0])
-            finally:  # whatever goes wrong here, nobody else writes gradients any more when it is heard of
-                waited = [other.exception() for other in others]
-            for error in filter(None, waited):
-                raise error
-        finally:
+            results = lane(0)
+        finally:  # whatever goes wrong here, nobody else writes gradients any more when it is heard of
+            for other in others:
+                other.exception()
             torch.set_num_threads(threads)
+        results += [result for other in others for result in other.result()]
         for own in self._gradients:
             for bucket, gradients in zip(self._buckets, own, strict=True):
                 assert bucket.gradients is not None
                 bucket.gradients.add_(gradients)
                 gradients.zero_()
-        return results + [result for other in others for result in other.result()]
-
-
-def _on_threads(
-    count: int, work: Callable[[nn.Module, Batch, bool], Tensor], module: nn.Module, batches: Sequence[Batch]
-) -> list[Tensor]:
-    torch.set_num_threads(count)  # a setting of each thread
-    return _share(work, module, batches)
-
-
-def _share(work: Callable[[nn.Module, Batch, bool], Tensor], module: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
-    return [work(module, batch, index == len(batches) - 1) for index, batch in enumerate(batches)]
+        return results
 
 
 def _twin(module: nn.Module) -> nn.Module:
@@ -90,11 +87,20 @@ def _twin(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def _own_gradients(zero: ZeroModule, twin: nn.Module, index: int) -> Tensor:
-    """Gradients of a bucket laid out as the bucket lays them, where the twin's parameters find theirs."""
-    bucket = zero.trainable[index]
-    gradients = torch.zeros(bucket.size, dtype=bucket.grad_dtype, device=bucket.device)
-    parameters = dict(twin.named_parameters())
-    for slot in bucket.slots:
-        parameters[slot.name].grad = gradients[slot.offset : slot.offset + slot.size].view(slot.shape)
-    return gradients
+def _own_gradients(zero: ZeroModule, twin: nn.Module) -> list[Tensor]:
+    """For each bucket, gradients laid out as the bucket lays them, where the twin's parameters find theirs."""
+    parameters, found = dict(twin.named_parameters()), []
+    for bucket in zero.trainable:
+        found.append(torch.zeros(bucket.size, dtype=bucket.grad_dtype, device=bucket.device))
+        for slot in bucket.slots:
+            parameters[slot.name].grad = found[-1][slot.offset : slot.offset + slot.size].view(slot.shape)
+    return found
+
+
+def _own_generator(module: nn.Module) -> torch.Generator | None:
+    """A generator for all parts of the module that draw; None where there are none."""
+    drawing = [part for part in module.modules() if hasattr(part, "generator")]
+    generator = torch.Generator() if drawing else None
+    for part in drawing:
+        part.generator = generator  # type: ignore[assignment]
+    return generator
