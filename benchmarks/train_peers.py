@@ -224,7 +224,9 @@ def hf_trainer(compiled: bool) -> None:
 
         def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
             tokens = torch.from_numpy(rows[index % len(rows)].astype(np.int64))[:-1]
-            return {"input_ids": tokens, "labels": tokens}
+            labels = tokens.clone()
+            labels[0] = -100  # never predicted; else it would count in what the loss is divided by
+            return {"input_ids": tokens, "labels": labels}
 
     class Timed(Trainer):
         """Keeps the losses, so that they can be compared, and the order of rows."""

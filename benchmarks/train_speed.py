@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -50,7 +51,7 @@ SYSTEMS: dict[str, tuple[int, str | None]] = {
 }
 OWN_WEIGHTS = {"litgpt"}  # has no learned positions
 SHAPE = ("layers", "width", "heads", "context")
-COMPARED_STEPS = 5
+COMPARED_STEPS = 4
 STALL_SECONDS = 300
 
 
@@ -185,7 +186,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             "weight_decay": task["weight_decay"], "warmup": 0,
         },
         "evaluate": {"every": 0}, "checkpoint": {"every": 100_000},
-    }, sets=[])  # fmt: skip
+    })  # fmt: skip
     (folder / "recipe.yaml").write_text(dump(recipe))
     data = open_task(recipe, None)
     model = data.build_model(recipe.run.seed)
@@ -249,11 +250,18 @@ def environment_of(name: str) -> str:
     python = folder / "bin" / "python"
     if not (folder / "made").exists():
         print(f"making {folder}", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)  # what an earlier try left
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        only_torch = folder / "torch"
+        only_torch.mkdir()
+        for part in Path(torch.__file__).parents[1].glob("*torch*"):  # and nothing else of this environment
+            (only_torch / part.name).symlink_to(part)
         packages = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-        torch_home = Path(torch.__file__).parents[1]
-        (packages / "torch_of_the_benchmark.pth").write_text(f"{torch_home}\n")
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(file)], check=True)
+        (packages / "torch_of_the_benchmark.pth").write_text(f"{only_torch}\n")
+        needed = [r.split(";")[0] for r in importlib.metadata.requires("torch") or [] if "extra" not in r and "nvidia" not in r]
+        subprocess.run(
+            [str(python), "-m", "pip", "install", "-q", "-r", str(file), "numpy", "safetensors", *needed], check=True
+        )
         (folder / "made").touch()
     return str(python)
 

@@ -19,7 +19,8 @@ from zenspeed.models.hf import from_huggingface, to_huggingface
 from zenspeed.models.layers import Experts
 from zenspeed.models.presets import ModelConfig
 from zenspeed.models.transformer import Transformer
-from zenspeed.ops.attention import PLAIN_TOKENS, attention, make_mask, places_of
+from zenspeed.ops import attention as attention_module
+from zenspeed.ops.attention import attention, make_mask, places_of
 from zenspeed.ops.loss import IGNORE
 from zenspeed.ops.position import alibi_bias, relative_buckets, sinusoidal
 
@@ -189,11 +190,13 @@ def test_sinusoidal_is_the_formula() -> None:
             assert table[p, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-5)
 
 
-def test_gradient_of_a_learned_bias_and_the_fused_way_agree() -> None:
+@pytest.mark.parametrize("stripe", [3, 128])
+def test_gradient_of_a_learned_bias_and_the_fused_way_agree(stripe: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 4, 9, 8, generator=generator, requires_grad=True) for _ in range(3))
     bias = torch.randn(1, 4, 9, 9, generator=generator, requires_grad=True)
     documents = torch.tensor([[0] * 4 + [1] * 5, [2] * 9])
+    monkeypatch.setattr(attention_module, "STRIPE_TOKENS", stripe)
     mask = make_mask(9, 9, torch.float32, q.device, documents, bias=lambda places: bias, window=4)
     assert mask.plain
     weight = torch.randn(2, 4, 9, 8, generator=generator)
@@ -204,14 +207,15 @@ def test_gradient_of_a_learned_bias_and_the_fused_way_agree() -> None:
 
 
 @pytest.mark.parametrize("name", ["relative", "alibi", "window"])
-def test_long_inputs_take_the_fused_way(name: str) -> None:
-    length = PLAIN_TOKENS + 40
+def test_long_inputs_take_the_fused_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_module, "PLAIN_TOKENS", 512)
+    length = 512 + 40
     model = scrambled(**OPTIONS[name], layers=1)
     tokens = some_tokens(1, length)
     with torch.no_grad():
         long = model.hidden_states(tokens)[0, -1]
         cache = model.new_cache(1, length)
-        for part in tokens.split(PLAIN_TOKENS // 2, dim=1):
+        for part in tokens.split(256, dim=1):
             hidden = model.hidden_states(part, cache=cache)
     torch.testing.assert_close(long, hidden[0, -1], atol=5e-5, rtol=1e-4)
 

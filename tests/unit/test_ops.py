@@ -49,9 +49,14 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("with_documents", [False, True])
-@pytest.mark.parametrize("plain", [True, False])
-def test_attention(kv_heads: int, with_documents: bool, plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("plain", "stripe", "kept"), [(True, 128, 512), (True, 4, 512), (True, 3, 4), (False, 128, 512)])
+def test_attention(
+    kv_heads: int, with_documents: bool, plain: bool, stripe: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`stripe` rows at a time; with more keys than `kept` the weights are made again for the backward pass."""
     monkeypatch.setattr(attention_module, "PLAIN_TOKENS", 512 if plain else 0)
+    monkeypatch.setattr(attention_module, "STRIPE_TOKENS", stripe)
+    monkeypatch.setattr(attention_module, "KEPT_TOKENS", kept)
     documents = torch.tensor([[0] * 5 + [1] * 8, [0] * 13]) if with_documents else None
     mask = make_mask(13, 13, torch.float64, CPU, documents)
     assert mask.plain is plain

@@ -27,11 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-PLAIN_TOKENS = 1024
-"""As measured with 4,096 tokens of 6 heads of 64, bf16, forward and backward, one thread, time of fused over plain: 1.8 at
-T = 256, 2.0 at 512, 1.4 at 1,024, 1.1 at 2,048; inside documents 2.6, 2.1, 1.8, 1.9. Not higher, for what the plain way keeps
-for the backward pass grows with T: 2 H T bytes a token and layer.
+PLAIN_TOKENS = 4096
+"""As measured with 2,048 tokens and more of 6 heads of 64, bf16, causal, forward and backward, one thread, time of the fused
+kernel over the plain way in stripes: 3.1 at T = 256, 3.5 at 512, 2.5 at 1,024, 2.5 at 2,048, 2.5 at 4,096. Not higher, for a
+mask is T × T.
 """
+KEPT_TOKENS = 1024
+"""Up to so many keys the weights are kept for the backward pass, 2 H T bytes a token and layer; above they are made again."""
 STRIPE_TOKENS = 128
 """Rows of a causal square that are computed together, each stripe against the keys up to its end."""
 
@@ -229,18 +231,19 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, t
         return _Plain.apply(q, k, v, bias, scale, stripes)
     parts = []
     for start, stop, seen in stripes:
-        scores = _scores(q[:, :, start:stop] * scale, k[:, :, :seen])
-        scores = scores if bias is None else scores + bias[..., start:stop, :seen]
+        scores, place = _scores(q[:, :, start:stop] * scale, k[:, :, :seen]), _part(bias, start, stop, seen)
+        scores = scores if place is None else scores + place
         parts.append(_apply(scores.softmax(dim=-1), v[:, :, :seen]))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def _stripes(num_new: int, num_seen: int, triangle: bool) -> list[tuple[int, int, int]]:
-    """(start, stop, seen): tokens start … stop see at most the first `seen`. All at once, but for a triangle."""
-    if not triangle or num_new < 2 * STRIPE_TOKENS:
+    """(start, stop, seen): tokens start … stop see at most the first `seen`. All at once, but for a triangle or many keys."""
+    if num_new < 2 * STRIPE_TOKENS or not (triangle or num_seen > KEPT_TOKENS):
         return [(0, num_new, num_seen)]
-    ends = [*range(STRIPE_TOKENS, num_new, STRIPE_TOKENS), num_new]
-    return [(start, stop, stop) for start, stop in pairwise([0, *ends])]
+    rows = STRIPE_TOKENS if num_new <= 1024 else 2 * STRIPE_TOKENS
+    ends = [*range(rows, num_new, rows), num_new]
+    return [(start, stop, stop if triangle else num_seen) for start, stop in pairwise([0, *ends])]
 
 
 # The H/G query heads that share a key head are more rows of one product: no key or value is repeated.
@@ -264,36 +267,44 @@ def _collect(weights: Tensor, x: Tensor, G: int) -> Tensor:
     return torch.matmul(weights.view(B, G, -1, S).transpose(-1, -2), x.reshape(B, G, -1, D))
 
 
+def _part(bias: Tensor | None, start: int, stop: int, seen: int) -> Tensor | None:
+    return None if bias is None else bias[..., start:stop, :seen]
+
+
+def _weights(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """softmax(q kᵀ · scale + bias), (B, H, T, S)"""
+    scores = _scores(q, k)
+    scores = scores.mul_(scale) if bias is None else torch.add(bias, scores, alpha=scale, out=scores)
+    return scores.softmax(dim=-1)
+
+
 class _Plain(torch.autograd.Function):
-    """Keeps the weights, of the size of the scores, and nothing else; scale and bias are one pass over them."""
+    """Keeps the weights, of the size of the scores, or makes them again; scale and bias are one pass over them."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, stripes: list[tuple[int, int, int]]
     ) -> Tensor:
-        ctx.scale, ctx.stripes, ctx.bias_shape = scale, stripes, None if bias is None else bias.shape
+        ctx.scale, ctx.stripes, keep = scale, stripes, k.shape[2] <= KEPT_TOKENS
         kept, parts = [], []
         for start, stop, seen in stripes:
-            scores = _scores(q[:, :, start:stop], k[:, :, :seen])
-            if bias is None:
-                scores.mul_(scale)
-            else:
-                torch.add(bias[..., start:stop, :seen], scores, alpha=scale, out=scores)
-            kept.append(scores.softmax(dim=-1))
-            parts.append(_apply(kept[-1], v[:, :, :seen]))
-        ctx.save_for_backward(q, k, v, *kept)
+            weights = _weights(q[:, :, start:stop], k[:, :, :seen], _part(bias, start, stop, seen), scale)
+            parts.append(_apply(weights, v[:, :, :seen]))
+            kept += [weights] if keep else []
+        ctx.save_for_backward(q, k, v, bias, *kept)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensors
-        grad, G, whole = grad.contiguous(), k.shape[1], len(kept) == 1
-        grad_bias = torch.zeros(ctx.bias_shape, dtype=q.dtype) if ctx.needs_input_grad[3] else None
+        q, k, v, bias, *kept = ctx.saved_tensors
+        grad, G, whole = grad.contiguous(), k.shape[1], len(ctx.stripes) == 1
+        grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
         grad_q = grad_k = grad_v = torch.empty(0)
         # From the last stripe on, which sees every key: the others are added to what it gives.
-        for (start, stop, seen), weights in reversed(list(zip(ctx.stripes, kept, strict=True))):
+        for start, stop, seen in reversed(ctx.stripes):
             g, x = grad[:, :, start:stop], q[:, :, start:stop]
+            weights = kept.pop() if kept else _weights(x, k[:, :, :seen], _part(bias, start, stop, seen), ctx.scale)
             grad_scores = torch._softmax_backward_data(_scores(g, v[:, :, :seen]), weights, -1, weights.dtype)
             part = _apply(grad_scores, k[:, :, :seen])
             if stop == q.shape[2]:
