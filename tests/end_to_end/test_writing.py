@@ -50,7 +50,8 @@ def test_a_table_of_pairs_becomes_a_translator(cli: Cli, tmp_path: Path) -> None
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "| test chrf[zh] |" in report and "| test length kept |" in report
     cli("evaluate", "out", "--data", "test.csv", "--json", "figures.json")
-    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    scored = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    figures = {figure["name"]: figure for figure in scored["figures"]}
     right = sum(row["prediction"].split() == row["reference"].split() for row in rows) / 40
     assert figures["exact_match"]["value"] == pytest.approx(right) and "sacrebleu" in figures["bleu[en]"]["definition"]
     asked = ["--prompt", "红 猫", "--control", "to=en", "--length", "2"]
