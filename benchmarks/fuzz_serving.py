@@ -136,6 +136,11 @@ async def main(address: str, count: int) -> None:
                     answer = await client.request(sent.method, sent.path, content=sent.body, headers=sent.headers)
                 except httpx.InvalidURL:
                     continue
+                except httpx.HTTPError as error:
+                    faults.append(
+                        f"{sent.method} {sent.path} {len(sent.body)} bytes {sent.body[:100]!r}: {type(error).__name__}"
+                    )
+                    continue
                 statuses[answer.status_code] += 1
                 if found := fault(sent, answer.status_code, answer.content):
                     faults.append(found)

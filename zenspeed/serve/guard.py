@@ -6,6 +6,7 @@ Errors have OpenAI's form. Nothing of a body is logged.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -41,13 +42,16 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path, begun, status = str(scope["path"]), time.monotonic(), 0
-        refused: list[Problem] = []
+        body = _Body(self._limits, scope, receive)
+
+        refusing = False
 
         async def sending(message: MutableMapping[str, Any]) -> None:
             nonlocal status
-            if refused and not status:  # the framework calls it a body that cannot be parsed
+            if body.refused and not status and not refusing:  # the framework calls it a body that cannot be parsed
                 return
             if message["type"] == "http.response.start":
+                await body.finish()
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
@@ -59,16 +63,18 @@ class Guard:
             if path.startswith("/v1/") and scope["method"] == "POST":
                 self._gate.enter(client)
                 entered = client
-            await self._app(scope, self._bounded(scope, receive, refused), sending)
-            if refused and not status:
-                raise refused[0]
+            if body.refused is None:
+                await self._app(scope, body.receive, sending)
+            if body.refused is not None and not status:
+                raise body.refused
         except TooMany as error:
+            refusing = True
             problem = Problem(429, str(error), code="rate_limit_exceeded", retry_after=error.seconds)
             await answer_problem(problem, sending)
         except Problem as problem:
             if status:  # the answer has begun: there is no other way to say it than to break off
                 raise
-            refused.clear()
+            refusing = True
             await answer_problem(problem, sending)
         finally:
             if entered is not None:
@@ -91,31 +97,44 @@ class Guard:
             raise Problem(401, "no or a wrong API key; send it as: Authorization: Bearer KEY", code="invalid_api_key")
         return owner
 
-    def _bounded(self, scope: Scope, receive: Receive, refused: list[Problem]) -> Receive:
-        """`receive` that refuses a body that is too long or comes too slowly, and notes it in `refused`."""
-        most, until = self._limits.body_bytes, time.monotonic() + self._limits.body_seconds
+
+class _Body:
+    """The body of a request, refused when it is too long or comes too slowly."""
+
+    def __init__(self, limits: Limits, scope: Scope, receive: Receive) -> None:
+        self._limits, self._receive, self._total = limits, receive, 0
+        self._until = time.monotonic() + limits.body_seconds
+        self.whole = False
+        self.refused: Problem | None = None
         declared = next((v for k, v in scope["headers"] if k == b"content-length"), b"")
-        if declared.isdigit() and int(declared[:20]) > most:
-            raise _too_long(most)
-        total, done = 0, False
+        if declared.isdigit() and int(declared[:20]) > limits.body_bytes:
+            self.refused = _too_long(limits.body_bytes)
 
-        async def bounded() -> MutableMapping[str, Any]:
-            nonlocal total, done
-            if done:
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(0.01, until - time.monotonic()))
-            except TimeoutError:
-                refused.append(Problem(408, f"the request did not come whole within {self._limits.body_seconds:g} s"))
-                raise refused[0] from None
-            total += len(message.get("body", b""))
-            done = not message.get("more_body", False)
-            if total > most:
-                refused.append(_too_long(most))
-                raise refused[0]
-            return message
+    async def receive(self) -> MutableMapping[str, Any]:
+        """ASGI's receive.
 
-        return bounded
+        Raises:
+            Problem: it is refused, which `refused` holds then.
+        """
+        if self.whole:
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.01, self._until - time.monotonic()))
+        except TimeoutError:
+            self.refused = Problem(408, f"the request did not come whole within {self._limits.body_seconds:g} s")
+            raise self.refused from None
+        self._total += len(message.get("body", b""))
+        self.whole = not message.get("more_body", False)
+        if self._total > self._limits.body_bytes:
+            self.refused = _too_long(self._limits.body_bytes)
+            raise self.refused
+        return message
+
+    async def finish(self) -> None:
+        """Reads what nobody asked for: an answer that comes before the end of the request may be lost with the connection."""
+        with contextlib.suppress(Problem):
+            while not self.whole and self.refused is None:
+                await self.receive()
 
 
 def _too_long(most: int) -> Problem:

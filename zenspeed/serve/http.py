@@ -27,6 +27,7 @@ from zenspeed.serve.shapes import ChatRequest, CompletionRequest, Generation, Pr
 from zenspeed.serve.task_routes import add_task_routes
 
 PAGE = Path(__file__).with_name("page")
+_COLDEST = 1e-5  # below, the likeliest token is certain, and logits divided by it are no numbers
 log = logging.getLogger("zenspeed.serve")
 
 
@@ -161,8 +162,9 @@ def _common(
     if settings.log_prompts:
         log.info("prompt %s", body.model_dump_json(exclude_none=True))
     seed = random.getrandbits(62) if body.seed is None else body.seed
+    temperature = 1.0 if body.temperature is None else body.temperature
     sampling = {
-        "temperature": 1.0 if body.temperature is None else body.temperature, "top_p": body.top_p, "top_k": body.top_k,
+        "temperature": temperature if temperature >= _COLDEST else 0.0, "top_p": body.top_p, "top_k": body.top_k,
         "seed": seed % 2**63, "presence_penalty": body.presence_penalty or 0.0,
         "frequency_penalty": body.frequency_penalty or 0.0, "bias": body.logit_bias or {}, "logprobs": logprobs,
     }  # fmt: skip
