@@ -36,7 +36,7 @@ def main() -> None:
         points[(*key, len(record["systems"]) > 4)] = record  # the main table has them all, other points the fastest
     wide = [r for key, r in sorted(points.items()) if key[-1]]
     other = [r for key, r in sorted(points.items()) if not key[-1]]
-    figures = "\n".join(main_table(record) for record in wide) + (points_table(other) if other else "")
+    figures = "\n".join(main_table(record) for record in wide) + ("\n" + points_table(other) if other else "")
     plot(wide)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -73,7 +73,7 @@ def main_table(record: dict[str, Any]) -> str:
 def points_table(records: list[dict[str, Any]]) -> str:
     names = sorted({name for r in records for name in r["systems"] if name != "zenspeed"}, key=list(NAMES).index)
     head = ["model", "parameters", "zenspeed, tokens/s", "MFU", *(f"is … × {NAMES[n]}" for n in names)]
-    rows = ["### Other shapes", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    rows = ["### Peers in a run of their own, and other shapes", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for record in records:
         task, ours = record["task"], record["systems"]["zenspeed"]
         ratios = [f"{record['systems'][n]['zenspeed_is']:.2f}" if n in record["systems"] else "" for n in names]

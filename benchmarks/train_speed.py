@@ -219,6 +219,11 @@ def start(system: str, folder: Path, options: argparse.Namespace) -> Running:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"OMP_NUM_THREADS": str(max(1, cores() // ranks)), "DS_ACCELERATOR": "cpu"}
+    if requirements == "deepspeed":  # a build that was killed leaves a lock on which every later run hangs
+        extensions = Path(python).parents[1] / "extensions"
+        for lock in extensions.glob("**/lock"):
+            lock.unlink()
+        shared["TORCH_EXTENSIONS_DIR"] = str(extensions)
     if ranks > 1:
         shared |= {
             "WORLD_SIZE": str(ranks),
