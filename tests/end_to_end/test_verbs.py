@@ -40,7 +40,7 @@ def test_train_evaluate_generate(run: Path, cli: Cli, corpus: Path, tmp_path: Pa
     assert load(Recipe, run / "recipe.yaml").train.steps == 30
 
     cli("evaluate", run, "--json", "figures.json")
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    figures = {f["name"]: f for f in json.loads((tmp_path / "figures.json").read_text())["figures"]}
     last = records[-1]
     assert figures["loss"]["value"] == pytest.approx(last["validation_loss"], rel=1e-6)
     assert figures["loss"]["low"] < figures["loss"]["value"] < figures["loss"]["high"]
