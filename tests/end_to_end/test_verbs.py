@@ -11,8 +11,10 @@ import pytest
 from tests.end_to_end.conftest import Cli
 from tests.end_to_end.shipped import write_data, write_pretrained
 from zenspeed.config import load
+from zenspeed.evaluate.score import Options
 from zenspeed.recipe import Recipe
 from zenspeed.runlog import read_metrics
+from zenspeed.tasks.evaluate import Asked, evaluate_folder
 from zenspeed.train import train
 
 
@@ -49,6 +51,13 @@ def test_train_evaluate_generate(run: Path, cli: Cli, corpus: Path, tmp_path: Pa
     held_out = tmp_path / "held_out.txt"
     held_out.write_text("A text of its own.\n\nAnd a second one, with 中文 in it.", encoding="utf-8")
     assert "bits_per_byte" in cli("evaluate", run, "--data", held_out).stdout
+    # Several sources are domains, and documents have slices; the parts make up the whole.
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "One more text."}\n{"text": "And the last, which is a good deal longer."}\n', encoding="utf-8")
+    found = evaluate_folder(run, Asked([str(held_out), str(other)], options=Options(slices=["length:30"])))
+    parts = [f for f in found["figures"] if f["name"] == "loss" and f["slice"] == "data"]
+    assert sum(f["n"] for f in parts) == found["n"] and len(parts) == 2
+    assert {f["slice"] for f in found["figures"]} == {"all", "data", "length"}
 
     same = [cli("generate", run, "--prompt", "The ", "--max-tokens", "12", "--seed", "1").stdout for _ in range(2)]
     assert same[0] == same[1] and same[0].startswith("The ")

@@ -39,6 +39,7 @@ ALLOWED = {
     "resolve": "config errors machine parallel recipe",
     "report": "evaluate runlog config errors",
     "train": "report resolve engine tasks data checkpoint evaluate optim parallel recipe runlog display machine config errors",
+    "harness": "generate tasks text errors",
     "crossval": "tasks evaluate data recipe machine config errors",
     "plan": "engine parallel optim machine models recipe config errors",
     "export": "tasks data evaluate models ops recipe run runlog text config errors",

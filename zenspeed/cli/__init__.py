@@ -24,6 +24,7 @@ for _name in (
     "launch",
     "report",
     "crossval",
+    "harness",
 ):
     importlib.import_module(f"zenspeed.cli.{_name}")
 

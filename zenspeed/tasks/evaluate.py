@@ -169,7 +169,7 @@ def _language(model: Model, asked: Asked, place: Place) -> dict[str, Any]:
         folder = Path(name)
         tables, all_losses = [], []
         for i, source in enumerate(asked.sources):
-            losses = _losses(model, encode_held_out(model.recipe.data, source, model.tokenizer, folder / str(i)), place)
+            losses = _losses(model, _encoded(model, source, folder / str(i)), place)
             all_losses.append(losses)
             if len(asked.sources) > 1:
                 tables += table_of(language_figures(*losses), "data", source)
@@ -179,6 +179,11 @@ def _language(model: Model, asked: Asked, place: Place) -> dict[str, Any]:
     found = _of_figures(language_figures(*whole), "language", len(whole[0]))
     found["figures"] += tables
     return found
+
+
+def _encoded(model: Model, source: str, folder: Path) -> TokenDataset:
+    folder.mkdir()
+    return encode_held_out(model.recipe.data, source, model.tokenizer, folder)
 
 
 def _losses(model: Model, dataset: TokenDataset, place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -209,6 +214,6 @@ def _document_slices(model: Model, source: str, rules: Sequence[str], folder: Pa
     for i, part in enumerate(slices_of(rows, rules)):
         path = folder / f"{i}.jsonl"
         write_atomically(path, "".join(json.dumps({data.text_column: rows[j]["text"]}) + "\n" for j in part.rows))
-        dataset = encode_held_out(data, str(path), model.tokenizer, folder / str(i))
-        tables += table_of(language_figures(*_losses(model, dataset, place)), part.name, part.value)
+        losses = _losses(model, _encoded(model, str(path), folder / str(i)), place)
+        tables += table_of(language_figures(*losses), part.name, part.value)
     return tables
