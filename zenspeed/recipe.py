@@ -195,7 +195,7 @@ class TrainConfig(Config):
     """Type of the matrix products; weights and optimizer are kept in fp32. `auto`: bf16 where it is fast here, as measured."""
     lanes: int | None = Field(None, ge=1)
     """On a CPU with one process: threads that each take a share of the micro-batches. null: all threads, up to 8, where the
-    batch can be shared; else 1, and all threads share each operation."""
+    batch can be shared. Otherwise one, and all threads share each operation."""
     clip: float | None = Field(1.0, gt=0)
     """Largest global norm of the gradient; null: no clipping."""
     compile: bool = False

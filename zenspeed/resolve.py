@@ -53,28 +53,20 @@ def resolve(recipe: Recipe, here: World) -> Recipe:
 
 def _pick_lanes(recipe: Recipe, here: World, share: int) -> int:
     """As many lanes as threads, where lanes can be and the micro-batches can be shared evenly; or what was asked for."""
-    obstacle = _why_one_lane(recipe, here)
+    if not _lanes_can_be(recipe, here):
+        return 1  # also where the recipe says otherwise: a run may be resumed on other processes than it began on
     if recipe.train.lanes is not None:
-        if recipe.train.lanes > 1 and obstacle:
-            raise InputError(f"train.lanes: {recipe.train.lanes} lanes cannot be: {obstacle}; take 1")
         return recipe.train.lanes
     micro_batches = share // (recipe.train.micro_batch_size or 1)
-    most = 1 if obstacle else min(torch.get_num_threads(), MAX_LANES)
+    most = min(torch.get_num_threads(), MAX_LANES)
     return max(n for n in range(1, most + 1) if micro_batches % n == 0)
 
 
-def _why_one_lane(recipe: Recipe, here: World) -> str | None:
-    if here.device.type != "cpu":
-        return f"they are for CPUs, and this run is on {here.device.type}"
-    if here.size > 1:
-        return f"the run has {here.size} processes already"
-    if recipe.model.architecture == "transformers":
-        return "a model of transformers may draw random numbers"
-    if recipe.model.architecture == "recurrent" and recipe.model.dropout:
-        return "dropout inside recurrent layers draws from one generator for all threads"
-    if recipe.parallel.zero > 1:
-        return f"parallel.zero={recipe.parallel.zero} does not keep whole gradients"
-    return None
+def _lanes_can_be(recipe: Recipe, here: World) -> bool:
+    """On a CPU, with one process that keeps whole gradients, and a model all of whose dropout is ours."""
+    drawing = recipe.model.architecture == "recurrent" and recipe.model.dropout
+    ours = recipe.model.architecture != "transformers" and not drawing
+    return here.device.type == "cpu" and here.size == 1 and recipe.parallel.zero <= 1 and ours
 
 
 def _agree(precision: str) -> str:
