@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from zenspeed.models.build import build_model
 from zenspeed.models.presets import ModelConfig
 from zenspeed.run import open_run
 
+ROOT = Path(__file__).parents[2]
 SMALL = [
     "model.layers=2", "model.width=32", "model.heads=2", "model.context=32", "train.precision=fp32", "evaluate.every=0",
     "sample.max_tokens=4", "log.tensorboard=false",
@@ -48,39 +51,40 @@ def llama(tmp_path_factory: pytest.TempPathFactory, corpus: Path, cache: Path) -
 def labels(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     folder = tmp_path_factory.mktemp("export")
     write(folder / "reviews.csv", 90, 1)
-    recipe = Path(__file__).parents[2] / "recipes" / "classify.yaml"
+    recipe = ROOT / "recipes" / "classify.yaml"
     more = [f"data.source={folder / 'reviews.csv'}", "task.text=review", "task.label=sentiment", "train.epochs=1"]
     return train(folder / "labels", recipe, cache, *more, "tokenizer.vocab_size=200")
 
 
-def test_hugging_face_folder(llama: Path) -> None:
-    folder = export(llama, "hf", say=lambda line: None, license_name="apache-2.0")
-    outcome = json.loads((folder / "parity.json").read_text())
-    assert outcome["largest_difference"] < 1e-4 and outcome["greedy_tokens_equal"] > 0
+def test_the_commands_of_the_page(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/export.md, in its order: every target of a decoder, in its own runtime."""
+    (tmp_path / "out").symlink_to(llama)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line) for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.splitlines()]
+    for words in commands:
+        done = CliRunner().invoke(app, words[1:])
+        assert words[:2] == ["zenspeed", "export"] and done.exit_code == 0, (words, done.output, done.exception)
+    for target in ("hf", "onnx", "torch"):
+        outcome = json.loads((llama / f"export-{target}" / "parity.json").read_text())
+        assert outcome["largest_difference"] < 1e-4 and outcome["greedy_tokens_equal"] > 0
+    assert "difference" in json.loads((tmp_path / "out-int8" / "parity.json").read_text())["figures"]
+    folder = llama / "export-hf"
     card = (folder / "README.md").read_text()
     assert "license: apache-2.0" in card and "bits per byte" in card
-    assert verify(folder) == len(list(folder.rglob("*"))) - 1
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(InputError, match=r"model.safetensors: is not the file"):
         verify(folder)
 
 
-@pytest.mark.parametrize("target", ["onnx", "torch"])
-def test_decoder_in_its_own_runtime(target: str, llama: Path, tmp_path: Path) -> None:
-    folder = export(llama, target, tmp_path / "out", say=lambda line: None)  # type: ignore[arg-type]
-    assert json.loads((folder / "parity.json").read_text())["greedy_tokens_equal"] > 0
-    assert (folder / "tokenizer" / "tokenizer.json").exists()
-
-
 def test_labels_and_quantization(labels: Path, tmp_path: Path) -> None:
     said: list[str] = []
     export(labels, "hf", tmp_path / "hf", say=said.append)
-    for bits in ("int8", "int4"):
-        folder = export(labels, "onnx", tmp_path / bits, quantize=bits, say=said.append)  # type: ignore[arg-type]
-        figures = json.loads((folder / "parity.json").read_text())["figures"]
-        assert figures["difference"]["low"] <= figures["difference"]["value"] <= figures["difference"]["high"]
-        assert abs(figures["difference"]["value"]) < 0.5
+    folder = export(labels, "onnx", tmp_path / "int4", quantize="int4", say=said.append)
+    figures = json.loads((folder / "parity.json").read_text())["figures"]
+    assert figures["difference"]["low"] <= figures["difference"]["value"] <= figures["difference"]["high"]
+    assert abs(figures["difference"]["value"]) < 0.5
     assert any(line.startswith("difference") for line in said)
 
 
