@@ -1,7 +1,7 @@
 """zenspeed: train a language model and put it to use.
 
-The calls of the engine door (`initialize` and what belongs to it) are attributes that load on first use, so that
-`import zenspeed` takes no time and needs no torch.
+The calls of the doors (`train` and `Recipe`; `initialize` and what belongs to it) are attributes that load on first use, so
+that `import zenspeed` takes no time and needs no torch.
 """
 
 import importlib
@@ -11,6 +11,9 @@ __version__ = "0.1.0"
 
 # attribute -> module, and its name there; None: the module itself
 _LAZY: dict[str, tuple[str, str | None]] = {
+    "train": ("zenspeed.training", "train"),
+    "Recipe": ("zenspeed.recipe", "Recipe"),
+    "open_run": ("zenspeed.run", "open_run"),
     "initialize": ("zenspeed.compat.deepspeed", "initialize"),
     "init_distributed": ("zenspeed.compat.deepspeed", "init_distributed"),
     "add_config_arguments": ("zenspeed.compat.deepspeed", "add_config_arguments"),

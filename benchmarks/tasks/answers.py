@@ -78,7 +78,7 @@ def scores(task: str, system: str, seed: int) -> Scores:
 
 def trained(task: str, recipe: str, seed: int) -> Path:
     """The folder of a run, trained if it is not there."""
-    from zenspeed.train import train
+    from zenspeed.training import train
 
     folder = CACHE / "tasks" / task / "runs" / f"zenspeed-{seed}"
     if not (folder / "report.md").exists():

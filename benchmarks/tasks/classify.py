@@ -96,7 +96,7 @@ def answers(name: str, case: Case, system: str, seed: int) -> list[str]:
 
 def zenspeed(name: str, case: Case, seed: int, scratch: bool = False) -> list[str]:
     from zenspeed.run import open_run
-    from zenspeed.train import train
+    from zenspeed.training import train
 
     runs = CACHE / "tasks" / name / "runs"
     more: list[str] = []

@@ -62,7 +62,7 @@ def main() -> None:
 
 def run(name: str, recipe: str, seed: int, options: Options, *more: str) -> Path:
     """The folder of a finished run of a recipe with `seed`, trained if it is not there."""
-    from zenspeed.train import train
+    from zenspeed.training import train
 
     folder = CACHE / "tasks" / name / "runs" / f"{recipe}-{seed}"
     if not (folder / "report.md").exists():

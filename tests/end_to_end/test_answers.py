@@ -22,7 +22,7 @@ from zenspeed.models.presets import ModelConfig
 from zenspeed.recipe import Recipe
 from zenspeed.runlog import read_metrics
 from zenspeed.tasks.evaluate import evaluate_run
-from zenspeed.train import train
+from zenspeed.training import train
 
 SETS = [
     "data.validation=0.2", "run.folder=run", "tokenizer.kind=wordpiece", "tokenizer.vocab_size=90", "model.preset=bert",

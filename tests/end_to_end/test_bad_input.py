@@ -129,7 +129,7 @@ def test_verbs_on_wrong_folders_and_values(run: Path, cli: Cli, tmp_path: Path) 
     refused(cli("generate", run, "--temperature", "-1", code=None), "temperature")
     refused(cli("generate", run, "--top-p", "1.5", code=None), "top_p")
     refused(cli("generate", run, "--checkpoint", "step-7", code=None), "step-00000020")
-    refused(cli("launch", "-n", "2", "evaluate", run, code=None), "launch runs")
+    refused(cli("launch", "-n", "2", "compare", run, code=None), "launch runs")
 
 
 def test_changed_data_is_not_resumed(cli: Cli, tiny: list[str], tmp_path: Path, corpus: Path) -> None:

@@ -14,7 +14,7 @@ from zenspeed.cli import app
 from zenspeed.config import InputError, load
 from zenspeed.display import Display
 from zenspeed.recipe import Recipe
-from zenspeed.train import train
+from zenspeed.training import train
 
 PAGE = (Path(__file__).parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
 

@@ -178,7 +178,7 @@ def test_a_failure_is_tried_again(cli: Cli, script: Callable[[str], str], tmp_pa
     ("arguments", "message"),
     [
         (["launch"], "got nothing"),
-        (["launch", "evaluate"], "launch runs"),
+        (["launch", "compare"], "launch runs"),
         (["launch", "nowhere.py"], "nowhere.py: no such file"),
         (["launch", "--num_nodes", "2", "train"], "needs --hostfile"),
         (["launch", "--nnodes", "2", "train"], "--rdzv-endpoint HOST:PORT"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
-from tests.end_to_end.conftest import Cli
+from tests.end_to_end.conftest import Cli, environment
 from tests.end_to_end.test_tasks import write
 
 ROOT = Path(__file__).parents[2]
@@ -41,3 +43,17 @@ def test_commands_run(cli: Cli, tiny: list[str], corpus: Path, tmp_path: Path) -
             arguments = [re.sub(r"train\.minutes=[\d.]+", "train.minutes=0.2", a) for a in arguments]
         cli(*arguments)
     assert seen >= {"train", "resume", "evaluate", "generate", "prepare", "info", "launch"}
+
+
+def test_python_runs(corpus: Path, tmp_path: Path) -> None:
+    """The lines of Python, in a process of their own, for a shorter time."""
+    (tmp_path / "corpus.txt").write_text(corpus.read_text(encoding="utf-8"), encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    small = 'model={"layers": 1, "width": 32, "heads": 2, "context": 32}, run={"folder": "run"}, data={"cache": "cache", '
+    code = code.replace('"minutes": 2', '"steps": 2').replace("data={", small)
+    code += "print(type(model).__name__, tokenizer.vocab_size)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("Transformer ")

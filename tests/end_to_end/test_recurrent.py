@@ -18,7 +18,7 @@ from zenspeed.recipe import Recipe
 from zenspeed.run import open_run
 from zenspeed.runlog import read_metrics
 from zenspeed.tasks.evaluate import evaluate_run
-from zenspeed.train import train
+from zenspeed.training import train
 
 
 def run_recipe(folder: Path, resume: Path | None = None, **sections: dict[str, Any]) -> None:

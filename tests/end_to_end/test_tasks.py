@@ -16,7 +16,7 @@ from zenspeed.display import Display
 from zenspeed.recipe import Recipe, TaskConfig
 from zenspeed.runlog import read_metrics
 from zenspeed.tasks.choose import choose
-from zenspeed.train import train
+from zenspeed.training import train
 
 WORDS = {"good": ["fine", "great", "lovely", "bright"], "bad": ["awful", "dull", "sad", "broken"], "odd": ["strange", "queer"]}
 NEUTRAL = ["the", "film", "was", "a", "story", "of", "people", "who", "walk", "far", "and", "talk"]

@@ -15,7 +15,7 @@ from zenspeed.evaluate.score import Options
 from zenspeed.recipe import Recipe
 from zenspeed.runlog import read_metrics
 from zenspeed.tasks.evaluate import Asked, evaluate_folder
-from zenspeed.train import train
+from zenspeed.training import train
 
 
 @pytest.fixture

@@ -38,7 +38,8 @@ ALLOWED = {
     "serve": "retrieve tasks generate run models text recipe data ops config errors",
     "resolve": "config errors machine parallel recipe",
     "report": "evaluate runlog config errors",
-    "train": "report resolve engine tasks data checkpoint evaluate optim parallel recipe runlog display machine config errors",
+    "training": "report resolve engine tasks data checkpoint evaluate optim parallel recipe runlog display machine config"
+    " errors",
     "harness": "generate tasks text errors",
     "crossval": "tasks evaluate data recipe machine config errors",
     "plan": "engine parallel optim machine models recipe config errors",

@@ -15,6 +15,7 @@ from zenspeed.cli import app
 from zenspeed.config import InputError, load
 from zenspeed.models.build import build_model
 from zenspeed.models.presets import ModelConfig
+from zenspeed.parallel.mesh import world
 from zenspeed.plan.advise import layouts, plan
 from zenspeed.plan.dry_run import dry_run
 from zenspeed.plan.estimate import communication_volume, estimate, zero_bytes
@@ -86,6 +87,15 @@ def test_dry_run_holds_what_the_formula_says(zero: int) -> None:
     assert (found.weight_bytes, found.gradient_bytes, found.optimizer_bytes) == pytest.approx(expected, rel=0.01)
     sent = sum(call.calls * call.num_bytes for call in found.calls) / (2 * shape.weights)
     assert sent == pytest.approx({0: 1, 1: 1, 2: 1, 3: 3}[zero], rel=0.01)  # the gather after the update is left out
+
+
+def test_a_process_that_has_a_group_runs_it_beside() -> None:
+    recipe = load(Recipe, None, ["model.layers=1", "parallel.zero=1"])
+    with world():
+        found = dry_run(recipe, 512, 4)
+    again = dry_run(recipe, 512, 4)
+    assert [c._replace(seconds=0.0) for c in found.calls] == [c._replace(seconds=0.0) for c in again.calls]
+    assert found._replace(seconds=0.0, calls=[]) == again._replace(seconds=0.0, calls=[])
 
 
 def test_activations_on_paper_are_those_that_are_kept() -> None:
@@ -164,7 +174,7 @@ def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     commands = [shlex.split(line) for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.splitlines()]
     assert len(commands) == 4
     for words in commands:
-        small = ["--set", "model.layers=2", "--set", "model.context=32"]
+        small = ["--set", "model.layers=1", "--set", "model.context=32", "--set", "model.width=32", "--set", "model.heads=4"]
         done = CliRunner().invoke(app, [*words[1:], *small])
         assert words[0] == "zenspeed" and done.exit_code == 0, (words, done.output, done.exception)
     (tmp_path / "cluster.yaml").write_text(re.findall(r"```yaml\n(.*?)```", page, re.S)[0])

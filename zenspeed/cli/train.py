@@ -37,7 +37,7 @@ def train(
     """
     recipe = _recipe_of(source, sets or [], task, context.args)
     preparing = _prepare_meanwhile(recipe)
-    from zenspeed.train import train as run
+    from zenspeed.training import train as run
 
     if preparing is not None:
         preparing.join()
@@ -109,7 +109,7 @@ def resume(run: RunFolder, checkpoint: CheckpointName = None, sets: Sets = None)
     from zenspeed.config import load
     from zenspeed.recipe import Recipe
     from zenspeed.run import recipe_of as recipe_in
-    from zenspeed.train import train as train_recipe
+    from zenspeed.training import train as train_recipe
 
     folder = find_checkpoint(run, checkpoint)
     recipe = recipe_in(Checkpoint(folder))
@@ -118,7 +118,7 @@ def resume(run: RunFolder, checkpoint: CheckpointName = None, sets: Sets = None)
 
 
 def _report(result: object) -> None:
-    from zenspeed.train import Result
+    from zenspeed.training import Result
 
     assert isinstance(result, Result)
     if result.interrupted:

@@ -8,6 +8,7 @@ bf16 with fp32 masters, and the head gives whole logits, which training makes in
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,8 +55,6 @@ class DryRun(NamedTuple):
 def _fake_world(ranks: int) -> Iterator[World]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    if dist.is_initialized():
-        raise InputError("--dry-run: a process group is there already; run it in a process of its own")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     try:
         yield World(0, ranks, 0, torch.device("meta"))
@@ -71,6 +70,9 @@ def dry_run(recipe: Recipe, vocab_size: int, ranks: int) -> DryRun:
     """
     if recipe.model.architecture != "decoder":
         raise InputError(f"--dry-run: runs decoders, not model.architecture={recipe.model.architecture}")
+    if dist.is_initialized():  # a process has one default group: the fake one gets a process of its own
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(dry_run, (recipe, vocab_size, ranks))
     began = time.perf_counter()
     with _fake_world(ranks) as world, torch.device("meta"):
         mesh = build_mesh(world, recipe.parallel.shard_ranks)
