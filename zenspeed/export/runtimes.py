@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,14 +52,15 @@ class Own:
         return likeliest(self, tokens, num)
 
 
-class _Graph:
+class _Graph(ABC):
     """A graph of tensors, whoever runs it."""
 
     def __init__(self, decoder: bool, past_shape: tuple[int, ...]) -> None:
         self.decoder, self._past_shape = decoder, past_shape
 
+    @abstractmethod
     def run(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        raise NotImplementedError
+        """Outputs of inputs, in the order of `graph.NAMES`."""
 
     def output(self, probe: Probe) -> np.ndarray:
         tokens = probe.tokens[None]
