@@ -131,7 +131,7 @@ def _report(result: object) -> None:
         print(f"""
 run      {folder}
   loss curve  {folder / "loss.svg"}
-  report      {folder / "report.md"}
+  report      {folder / "report.html"}
 {written}  recipe      {folder / "recipe.yaml"}
   metrics     {folder / "metrics.jsonl"}
 go on with
