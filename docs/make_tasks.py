@@ -64,7 +64,7 @@ def page() -> str:
 def table_rows(record: dict[str, Any]) -> list[str]:
     ours = record["systems"]["zenspeed"]
     each = ", ".join(_figure(v) for v in ours["values"])
-    mine = f"**{_figure(ours['mean'])}** ({len(ours['values'])} seeds: {each})"
+    mine = f"**{_figure(ours['mean'])}** ({_seeds(len(ours['values']))}: {each})"
     out = []
     for name, difference in record["differences"].items():
         low, high = difference["low"], difference["high"]
@@ -75,6 +75,10 @@ def table_rows(record: dict[str, Any]) -> list[str]:
             f"{name} {_figure(record['systems'][name]['mean'])} | {change} | {verdict} |"
         )
     return out
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _figure(value: float) -> str:
