@@ -10,15 +10,13 @@ Of every text `task.mask` of the tokens are left out, in spans of `task.span` to
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from zenspeed.config import InputError
 from zenspeed.data.examples import Ragged
-from zenspeed.recipe import Recipe
-from zenspeed.tasks.data import SENTINEL, open_rows
+from zenspeed.tasks.data import SENTINEL
 from zenspeed.tasks.encoding import windows
 from zenspeed.tasks.pairs import PairTask
 from zenspeed.tasks.rows import Examples, column_of
@@ -28,12 +26,6 @@ EVALUATION_SEED = 0
 
 class CorruptionTask(PairTask):
     """Documents in windows; the target is drawn from the number of the sample."""
-
-    def __init__(self, recipe: Recipe, progress: Callable[[str], None] | None) -> None:
-        data = open_rows(recipe, progress)
-        self.recipe, self.tokenizer, self.report = recipe, data.tokenizer, data.report
-        self.prepare()
-        self._set_up(data)
 
     def prepare(self) -> None:
         super().prepare()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,7 @@ from zenspeed.data.batch import IGNORE, Batch
 from zenspeed.data.examples import Ragged
 from zenspeed.data.packing import Layout
 from zenspeed.evaluate.interval import Figure
-from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place
-from zenspeed.tasks.data import open_rows
 from zenspeed.tasks.encoding import encode_texts, special_tokens
 from zenspeed.tasks.models import task_model
 from zenspeed.tasks.rows import Examples, RowTask, column_of, loss_figures, losses_by_document
@@ -26,12 +23,6 @@ EVALUATION_SEED = 0
 
 class MaskedTask(RowTask):
     """Documents in windows. Of the tokens to be predicted 80 % are hidden, 10 % replaced by others, 10 % left as they are."""
-
-    def __init__(self, recipe: Recipe, progress: Callable[[str], None] | None) -> None:
-        data = open_rows(recipe, progress)
-        self.recipe, self.tokenizer, self.report = recipe, data.tokenizer, data.report
-        self.prepare()
-        self._set_up(data)
 
     def prepare(self) -> None:
         mask = self.tokenizer.mask

@@ -21,7 +21,7 @@ from zenspeed.evaluate.interval import Figure, Undefined, ratio_interval
 from zenspeed.models.presets import ModelConfig
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place, Task, on_device, sum_over_ranks
-from zenspeed.tasks.data import RowData
+from zenspeed.tasks.data import RowData, open_rows
 from zenspeed.text.tokenizer import Tokenizer
 
 EVALUATION_TOKENS = 8192
@@ -63,6 +63,12 @@ class RowTask(Task):
     test: Examples | None = None
     writes: ClassVar[bool] = False
     """Its answers are texts, written a token at a time: judged at the end only, for it takes long."""
+
+    def __init__(self, recipe: Recipe, progress: Callable[[str], None] | None) -> None:
+        data = open_rows(recipe, progress)
+        self.recipe, self.tokenizer, self.report = recipe, data.tokenizer, data.report
+        self.prepare()
+        self._set_up(data)
 
     @classmethod
     def of_run(cls, recipe: Recipe, tokenizer: Tokenizer) -> Self:

@@ -10,7 +10,6 @@ has no answer. Answers are given as places in characters of the context as it wa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -26,10 +25,8 @@ from zenspeed.evaluate.answers import answer_figures
 from zenspeed.evaluate.interval import Figure, Undefined, ratio_interval
 from zenspeed.ops.pool import log_softmax_in_documents
 from zenspeed.ops.span import best_spans
-from zenspeed.recipe import Recipe
 from zenspeed.tasks.answers import Answer, answers_of
 from zenspeed.tasks.base import Place, on_device
-from zenspeed.tasks.data import open_rows
 from zenspeed.tasks.encoding import special_tokens, window_starts
 from zenspeed.tasks.models import task_model
 from zenspeed.tasks.rows import Examples, RowTask, column_of
@@ -57,12 +54,6 @@ class Span(NamedTuple):
 
 class SpanTask(RowTask):
     """Targets of an example are (start, end, first token of the context, number of that token in the whole context)."""
-
-    def __init__(self, recipe: Recipe, progress: Callable[[str], None] | None) -> None:
-        data = open_rows(recipe, progress)
-        self.recipe, self.tokenizer, self.report = recipe, data.tokenizer, data.report
-        self.prepare()
-        self._set_up(data)
 
     def prepare(self) -> None:
         room = self.longest - 3
