@@ -102,14 +102,15 @@ class Engine:
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss * self.scaler.scale if self.scaler.scale != 1.0 else loss
 
-    def update(self, on_skip: Callable[[], None] | None = None) -> Update:
+    def update(self, on_skip: Callable[[], None] | None = None, norm: float | None = None) -> Update:
         """Clips, updates the weights, forgets the gradients. Not finite gradients on any rank: no rank updates.
 
-        `on_skip` is called on every rank before the gradients of a skipped update are forgotten.
+        `on_skip` is called on every rank before the gradients of a skipped update are forgotten. `norm`: the gradient's
+        norm, where it is not that of this engine's parameters alone.
         """
         self.zero.finish_reduce()
         scale = self.scaler.scale
-        norm = float(self.zero.grad_norm()) / (scale * self.divisor)
+        norm = (float(self.zero.grad_norm()) if norm is None else norm) / (scale * self.divisor)
         finite = math.isfinite(norm)
         if finite:
             factor = 1.0 / (scale * self.divisor)
@@ -148,6 +149,16 @@ class Engine:
         Returns:
             The global batch's mean loss per target, and the update.
         """
+        total = self.accumulate(micro_batches, loss_sum, num_targets)
+        self.set_lr(lr)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(total)
+        return float(total), self.update()
+
+    def accumulate(
+        self, micro_batches: Sequence[Any], loss_sum: Callable[[nn.Module, Any], Tensor], num_targets: float
+    ) -> Tensor:
+        """Adds the gradients of `loss_sum / num_targets` over this rank's micro-batches; the sum of these losses."""
 
         def one(module: nn.Module, batch: Any, last: bool) -> Tensor:
             with self.autocast():
@@ -158,11 +169,7 @@ class Engine:
                 self._scaled(loss).backward()
             return loss.detach().float()
 
-        total = torch.stack(self.lanes.run(one, micro_batches)).sum()
-        self.set_lr(lr)
-        if dist.get_world_size() > 1:
-            dist.all_reduce(total)
-        return float(total), self.update()
+        return torch.stack(self.lanes.run(one, micro_batches)).sum()
 
     def set_lr(self, factor: float) -> None:
         for optimizer in self.optimizers:

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,21 +64,34 @@ class Counters:
         self.validated_step = -1
 
 
-def train(recipe: Recipe, *, resume: Path | None = None, display: Display | None = None) -> Result:
+def train(
+    recipe: Recipe,
+    *,
+    resume: Path | None = None,
+    display: Display | None = None,
+    number: int | None = None,
+    loop: Callable[[Run, Interrupt], Result] | None = None,
+) -> Result:
     """Runs a recipe to its end, or from the checkpoint folder `resume` to its end.
+
+    Args:
+        number: of this process among several that form no process group, such as workers of a parameter server.
+        loop: instead of this module's own.
 
     Raises:
         InputError: something the user gave cannot be used; nothing of an earlier run is changed.
     """
     keep_memory()
     with world() as here:
+        if number is not None:
+            here = here._replace(rank=number)
         display = display or Display(enabled=here.rank == 0)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, usable_cores() // _local_ranks(here)))
-        with _Interrupt() as interrupt:
+        with Interrupt() as interrupt:
             run = _set_up(recipe, here, display, resume)
             try:
-                return _loop(run, interrupt)
+                return (loop or _loop)(run, interrupt)
             finally:
                 display.close()
                 run.log.close()
@@ -188,7 +201,7 @@ def num_parameters(model: nn.Module) -> int:
 # The loop -------------------------------------------------------------------------------------------------------------
 
 
-def _loop(run: Run, interrupt: _Interrupt) -> Result:
+def _loop(run: Run, interrupt: Interrupt) -> Result:
     recipe, counters, engine, task = run.recipe, run.counters, run.engine, run.task
     tokens_per_update = recipe.train.batch_size * task.tokens_per_sample
     clock = Clock(recipe, counters, task.evaluation_tokens / tokens_per_update)
@@ -204,10 +217,10 @@ def _loop(run: Run, interrupt: _Interrupt) -> Result:
         if facts.stop or facts.progress >= 1.0 or (recipe.train.steps and counters.step >= recipe.train.steps):
             break
         if facts.evaluate:
-            _evaluate(run, clock)
+            evaluate(run, clock)
             due.evaluated()
         if facts.save:
-            _save(run, clock)
+            save(run, clock)
             due.saved()
         start = time.perf_counter()
         lr = lr_factor(recipe.optim, facts.progress, counters.step, recipe.train.steps)
@@ -247,7 +260,7 @@ def _loop(run: Run, interrupt: _Interrupt) -> Result:
                 "seconds_left": clock.seconds_left(),
             }
         )
-    return _finish(run, clock, interrupted=facts.stop)
+    return finish(run, clock, interrupted=facts.stop)
 
 
 class Facts(NamedTuple):
@@ -269,7 +282,7 @@ def _agree_on(task: Task, micro: Sequence[Batch], progress: float, stop: bool, s
     return Facts(num_targets, int(num_tokens), progress, stops > 0, saves > 0, evaluates > 0)
 
 
-def _evaluate(run: Run, clock: Clock) -> dict[str, Figure]:
+def evaluate(run: Run, clock: Clock) -> dict[str, Figure]:
     """Figures over the whole held-out split, on all ranks."""
     start = time.perf_counter()
     figures = run.task.evaluate(run.model, _place(run))
@@ -287,7 +300,7 @@ def _place(run: Run) -> Place:
     return Place(run.engine.autocast(), run.world.rank, run.world.size)
 
 
-def _save(run: Run, clock: Clock, *, wait: bool = False) -> None:
+def save(run: Run, clock: Clock, *, wait: bool = False) -> None:
     counters = run.counters
     state = {
         "step": counters.step,
@@ -320,10 +333,10 @@ def _restore(checkpoint: Checkpoint, engine: Engine, counters: Counters, task: T
         torch.set_rng_state(rng)
 
 
-def _finish(run: Run, clock: Clock, *, interrupted: bool) -> Result:
+def finish(run: Run, clock: Clock, *, interrupted: bool) -> Result:
     counters, folder = run.counters, run.folder
-    figures = {} if interrupted else _evaluate(run, clock)
-    _save(run, clock, wait=True)
+    figures = {} if interrupted else evaluate(run, clock)
+    save(run, clock, wait=True)
     run.display.close()
     if run.world.rank == 0:
         plot_loss(folder)
@@ -445,13 +458,13 @@ class _Smooth:
         return self.value / self.weight
 
 
-class _Interrupt:
+class Interrupt:
     """Ctrl-C or SIGTERM once: `asked` becomes true and the loop ends in order. Twice: KeyboardInterrupt at once."""
 
     def __init__(self) -> None:
         self.asked = False
 
-    def __enter__(self) -> _Interrupt:
+    def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
         else:
