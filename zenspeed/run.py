@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from zenspeed.checkpoint import Checkpoint, find_checkpoint
-from zenspeed.config import InputError, validate
+from zenspeed.checkpoint import Checkpoint, find_checkpoint, list_checkpoints
+from zenspeed.config import InputError, load, validate
 from zenspeed.models.build import build_model
 from zenspeed.models.heads import Head
 from zenspeed.recipe import Recipe
@@ -58,3 +60,25 @@ def open_run(folder: Path, checkpoint: str | None = None) -> OpenRun:
 
 def recipe_of(checkpoint: Checkpoint) -> Recipe:
     return validate(Recipe, checkpoint.state["recipe"], name=f"{checkpoint.folder / 'checkpoint.json'}")
+
+
+class Begun(NamedTuple):
+    """A run that has a checkpoint to go on from, and the recipe it goes on with."""
+
+    recipe: Recipe
+    checkpoint: Path
+
+
+def begun(folder: Path | None, overrides: Sequence[str] = (), checkpoint: str | None = None) -> Begun | None:
+    """The run in `folder` as of a checkpoint, with `section.key=value` overrides; None where it has none yet.
+
+    Raises:
+        InputError: no folder is named, no such checkpoint, or a damaged one.
+    """
+    if folder is None:
+        raise InputError("run.folder: is not given, so each start makes a new one; name it: --set run.folder=runs/mine")
+    if checkpoint is None and not list_checkpoints(folder / "checkpoints"):
+        return None
+    found = find_checkpoint(folder, checkpoint)
+    before = recipe_of(Checkpoint(found)).model_dump(mode="json")
+    return Begun(load(Recipe, None, [*overrides, f"run.folder={json.dumps(str(folder))}"], base=before), found)

@@ -96,3 +96,12 @@ def test_interrupt_saves_and_says_how_to_go_on(cli: Cli, corpus: Path, tiny: lis
     assert step == read_metrics(tmp_path / "long")[-1]["step"] > 0
     cli("resume", "long", "--set", f"train.steps={step + 3}")
     assert read_metrics(tmp_path / "long")[-1]["step"] == step + 3
+
+
+def test_the_same_command_starts_a_run_and_goes_on_with_it(cli: Cli, corpus: Path, tiny: list[str], tmp_path: Path) -> None:
+    """What a job says that is started anew after a failure."""
+    start = ["train", corpus, *tiny, "--resume", "--set", "run.folder=run"]
+    cli(*start, "--set", "train.steps=3")
+    cli(*start, "--set", "train.steps=5")
+    assert [r["step"] for r in read_metrics(tmp_path / "run") if "loss" in r] == [1, 2, 3, 4, 5]
+    assert "run.folder: is not given" in cli("train", corpus, *tiny, "--resume", code=2).stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing.process
 import os
 from pathlib import Path
@@ -28,6 +27,9 @@ def train(
     task: Annotated[
         str | None, typer.Option(help="classification, seq2seq …: chooses all the rest by itself, from the data.")
     ] = None,
+    go_on: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in run.folder where it has begun: for jobs that are restarted.")
+    ] = False,
 ) -> None:
     """Train a model from a text, a table or a recipe.
 
@@ -36,6 +38,8 @@ def train(
     from the data, and said; --set changes any of them.
     """
     recipe = _recipe_of(source, sets or [], task, context.args)
+    if go_on and _go_on(recipe.run.folder, sets):
+        return
     preparing = _prepare_meanwhile(recipe)
     from zenspeed.training import train as run
 
@@ -105,16 +109,20 @@ def _prepare_quietly(recipe: Recipe) -> None:
 @app.command()
 def resume(run: RunFolder, checkpoint: CheckpointName = None, sets: Sets = None) -> None:
     """Go on with a run from its last checkpoint."""
-    from zenspeed.checkpoint import Checkpoint, find_checkpoint
-    from zenspeed.config import load
-    from zenspeed.recipe import Recipe
-    from zenspeed.run import recipe_of as recipe_in
-    from zenspeed.training import train as train_recipe
+    if not _go_on(run, sets, checkpoint):
+        raise InputError(f"{run}: {'holds no complete checkpoint' if run.exists() else 'no such run folder'}")
 
-    folder = find_checkpoint(run, checkpoint)
-    recipe = recipe_in(Checkpoint(folder))
-    recipe = load(Recipe, None, [*(sets or []), f"run.folder={json.dumps(str(run))}"], base=recipe.model_dump(mode="json"))
-    _report(train_recipe(recipe, resume=folder))
+
+def _go_on(folder: Path | None, sets: list[str] | None, checkpoint: str | None = None) -> bool:
+    """Trains on from a checkpoint; false where there is none."""
+    from zenspeed.run import begun
+    from zenspeed.training import train as run
+
+    found = begun(folder, sets or (), checkpoint)
+    if found is None:
+        return False
+    _report(run(found.recipe, resume=found.checkpoint))
+    return True
 
 
 def _report(result: object) -> None:
