@@ -37,13 +37,21 @@ def launch(
     nnodes: Annotated[str | None, typer.Option("--nnodes", help="Machines, or MIN:MAX; run this command on each.")] = None,
     node_rank: Annotated[int | None, typer.Option("--node-rank", "--node_rank", help="Number of this machine.")] = None,
     rdzv_endpoint: Annotated[
-        str | None, typer.Option("--rdzv-endpoint", "--rdzv_endpoint", help="HOST:PORT where machines meet, in any order.")
+        str | None,
+        typer.Option("--rdzv", "--rdzv-endpoint", "--rdzv_endpoint", help="HOST:PORT where machines meet, in any order."),
     ] = None,
     rdzv_id: Annotated[str | None, typer.Option("--rdzv-id", "--rdzv_id", help="Name of the run.")] = None,
     rdzv_backend: Annotated[str | None, typer.Option("--rdzv-backend", "--rdzv_backend", help="c10d or static.")] = None,
     max_restarts: Annotated[
         int, typer.Option("--max-restarts", "--max_restarts", min=0, help="Starts anew after a failure.")
     ] = 0,
+    on: Annotated[
+        str | None, typer.Option("--on", metavar="CLUSTER", help="slurm or kubernetes: gives the job to a cluster.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--with", metavar="KEY=VALUE", help="A setting of the cluster: docs/clusters.md.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --on: print what would be submitted.")] = False,
     end_with_input: Annotated[bool, typer.Option("--end-with-input", hidden=True)] = False,
 ) -> None:
     """Run a verb, a script or a module in several processes: zenspeed launch -n 2 train recipe.yaml."""
@@ -67,6 +75,9 @@ def launch(
         node_rank=node_rank,
         rdzv={k: v for k, v in rdzv.items() if v is not None},
         max_restarts=max_restarts,
+        on=on,
+        settings=tuple(settings or ()),
+        dry_run=dry_run,
         end_with_input=end_with_input,
     )
     if context.args[:1] == ["train"] and not module:  # a wrong recipe is refused once, before any process starts

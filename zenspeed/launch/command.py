@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zenspeed.config import nearest
 from zenspeed.errors import InputError
 from zenspeed.launch.hosts import Slots, choose, limit, read_hostfile
 from zenspeed.launch.local import Rendezvous, end_with_input, launch
 from zenspeed.launch.ssh import Ssh, commands, environment_files, run, variables
 
 VERBS = ("train", "resume", "evaluate")
+CLUSTERS = ("slurm", "kubernetes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,11 @@ class Options:
     rdzv: dict[str, str] = field(default_factory=dict)
     """Backend, endpoint and id, where given."""
     max_restarts: int = 0
+    on: str | None = None
+    """slurm, kubernetes, ray or ray://HOST:PORT; None: machines that this command is run on, or ssh."""
+    settings: tuple[str, ...] = ()
+    """KEY=VALUE of `on`."""
+    dry_run: bool = False
     end_with_input: bool = False
 
 
@@ -46,6 +53,10 @@ def start(options: Options, arguments: Sequence[str]) -> int:
     Raises:
         InputError: options that do not go together, or nothing that can be run.
     """
+    if options.on is not None:
+        return submit(options, arguments)
+    if options.settings or options.dry_run:
+        raise InputError("--with and --dry-run belong to --on slurm, kubernetes or ray")
     target = command_of(options, arguments)
     hosts = machines(options)
     if hosts is None or (len(hosts) == 1 and next(iter(hosts)) in ("localhost", "127.0.0.1")) or not options.ssh:
@@ -53,6 +64,26 @@ def start(options: Options, arguments: Sequence[str]) -> int:
     ssh = Ssh(options.ssh_port, options.master_address, options.master_port or 29500)
     passed_on = variables(os.environ, environment_files() if options.as_deepspeed else ())
     return run(hosts, commands(hosts, ssh, [*_same_options(options), *arguments], passed_on))
+
+
+def submit(options: Options, arguments: Sequence[str]) -> int:
+    """Gives the job to a cluster."""
+    from zenspeed.launch import kubernetes, slurm
+    from zenspeed.launch.job import job_of, settings_of
+
+    on = str(options.on)
+    kind = "ray" if on.startswith("ray://") else on
+    if kind not in CLUSTERS:
+        raise InputError(f"--on {on}: is no cluster zenspeed knows{nearest(on, CLUSTERS)} ({', '.join(CLUSTERS)})")
+    where = (options.rdzv, options.hostfile, options.include, options.exclude, options.node_rank, options.master_address)
+    if any(where):
+        raise InputError(f"--on {on}: {kind} chooses machines and where they meet; leave out the options that name them")
+    nodes = options.nodes or str(options.num_nodes or 1)
+    job = job_of(arguments, nodes, options.num_processes or 1, options.max_restarts, on)
+    if kind == "slurm":
+        return slurm.submit(job, settings_of(slurm.SlurmSettings, options.settings), dry_run=options.dry_run)
+    wanted = settings_of(kubernetes.KubernetesSettings, options.settings)
+    return kubernetes.submit(job, wanted, dry_run=options.dry_run)
 
 
 def command_of(options: Options, arguments: Sequence[str]) -> list[str]:
