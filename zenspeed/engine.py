@@ -21,8 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from zenspeed.memory import OutOfMemory, give_back, is_out_of_memory
 from zenspeed.optim import OptimizerPlan
-from zenspeed.parallel.lanes import Lanes
+from zenspeed.parallel.lanes import Lanes, Work
 from zenspeed.parallel.zero import Bucket, Piece, ZeroModule, ZeroOptions
 from zenspeed.scaler import LossScaler
 
@@ -137,7 +138,12 @@ class Engine:
                 param.grad = None
 
     def train_step(
-        self, micro_batches: Sequence[Any], loss_sum: Callable[[nn.Module, Any], Tensor], num_targets: float, lr: float
+        self,
+        micro_batches: Sequence[Any],
+        loss_sum: Callable[[nn.Module, Any], Tensor],
+        num_targets: float,
+        lr: float,
+        smallest: Callable[[], Any] | None = None,
     ) -> tuple[float, Update]:
         """One update from this rank's micro-batches.
 
@@ -145,20 +151,48 @@ class Engine:
             loss_sum: the summed loss of a micro-batch on the module, in nats.
             num_targets: targets of the whole global batch, over all ranks and micro-batches.
             lr: factor on every optimizer's base rate.
+            smallest: gives a micro-batch that surely fits. With several ranks it is what lets them all hear that one of them
+                had too little memory; without it that rank fails alone.
 
         Returns:
             The global batch's mean loss per target, and the update.
+
+        Raises:
+            OutOfMemory: on every rank, when forward or backward did not fit on one. Weights are as they were, and the update
+                can be made again with smaller micro-batches.
         """
-        total = self.accumulate(micro_batches, loss_sum, num_targets)
-        self.set_lr(lr)
+        losses, lost = self._gradients(micro_batches, loss_sum, num_targets, smallest if dist.get_world_size() > 1 else None)
+        total = torch.stack([losses, losses.new_tensor(float(lost))])
         if dist.get_world_size() > 1:
             dist.all_reduce(total)
-        return float(total), self.update()
+        if total[1] > 0:
+            self._forget()
+            raise OutOfMemory
+        self.set_lr(lr)
+        return float(total[0]), self.update()
 
     def accumulate(
         self, micro_batches: Sequence[Any], loss_sum: Callable[[nn.Module, Any], Tensor], num_targets: float
     ) -> Tensor:
-        """Adds the gradients of `loss_sum / num_targets` over this rank's micro-batches; the sum of these losses."""
+        """Adds the gradients of `loss_sum / num_targets` over this rank's micro-batches; the sum of these losses.
+
+        Raises:
+            OutOfMemory: one process, and a micro-batch did not fit.
+        """
+        losses, lost = self._gradients(micro_batches, loss_sum, num_targets, None)
+        if lost:
+            self._forget()
+            raise OutOfMemory
+        return losses
+
+    def _gradients(
+        self,
+        micro_batches: Sequence[Any],
+        loss_sum: Callable[[nn.Module, Any], Tensor],
+        num_targets: float,
+        smallest: Callable[[], Any] | None,
+    ) -> tuple[Tensor, bool]:
+        """The sum of the losses, and whether memory was too little: it then says nothing."""
 
         def one(module: nn.Module, batch: Any, last: bool) -> Tensor:
             with self.autocast():
@@ -169,7 +203,42 @@ class Engine:
                 self._scaled(loss).backward()
             return loss.detach().float()
 
-        return torch.stack(self.lanes.run(one, micro_batches)).sum()
+        return self._run(one, micro_batches, smallest)
+
+    def _run(self, one: Work[Any], micro_batches: Sequence[Any], smallest: Callable[[], Any] | None) -> tuple[Tensor, bool]:
+        """`one` for all. A rank that others wait for takes part in all that is left of the step, with the smallest batch."""
+        lost = False
+
+        def kept_in_step(module: nn.Module, batch: Any, last: bool) -> Tensor:
+            nonlocal lost
+            self.zero.collectives.begin()
+            if not lost:
+                try:
+                    return one(module, batch, last)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                lost = True  # outside the handler: what the error refers to is free by now
+                self.zero.abandon()
+                give_back(self.device_type)
+                self.zero.collectives.begin_again()
+            assert smallest is not None
+            return one(module, smallest(), last)
+
+        try:
+            return torch.stack(self.lanes.run(kept_in_step if smallest else one, micro_batches)).sum(), lost
+        except Exception as error:
+            if smallest is not None or dist.get_world_size() > 1 or not is_out_of_memory(error):
+                raise
+        return torch.zeros(()), True
+
+    def _forget(self) -> None:
+        """After an update that could not be made."""
+        self.zero.abandon()
+        self.zero.collectives.begin()
+        self.zero.zero_grad()
+        self.lanes.forget()
+        give_back(self.device_type)
 
     def set_lr(self, factor: float) -> None:
         for optimizer in self.optimizers:

@@ -198,6 +198,11 @@ class TrainConfig(Config):
     batch can be shared. Otherwise one, and all threads share each operation."""
     clip: float | None = Field(1.0, gt=0)
     """Largest global norm of the gradient; null: no clipping."""
+    recompute: bool = False
+    """Keeps only what goes into each block and computes the rest again in backward: less memory, a forward more."""
+    memory: float | None = Field(None, gt=0)
+    """Gibibytes that each process may use; null: what its container allows. An update that needs more is made again with
+    micro-batches half as large."""
     compile: bool = False
     """Compiles the blocks with torch.compile: slower to start, faster afterwards."""
 
@@ -320,6 +325,8 @@ class Recipe(Config):
 
     def _check_architecture(self) -> None:
         kind, model = self.task.kind, self.model
+        if self.train.recompute and model.architecture in ("recurrent", "transformers"):
+            raise ValueError(f"train.recompute: cannot be done in architecture {model.architecture}; set it to false")
         if model.huggingface is not None or model.from_run is not None or model.architecture == "transformers":
             return  # told when the weights are loaded
         wanted, such = {

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from zenspeed.engine import Engine
 from zenspeed.evaluate.interval import Figure
 from zenspeed.evaluate.report import write_report as write_markdown
 from zenspeed.machine import keep_memory, measure_matmul, process_age_seconds, resident_bytes, usable_cores
+from zenspeed.memory import OutOfMemory, is_out_of_memory, memory_limit
 from zenspeed.optim import lr_factor, plan_optimizers
 from zenspeed.parallel.mesh import World, build_mesh, world
 from zenspeed.parallel.zero import ZeroOptions
@@ -91,7 +93,12 @@ def train(
         with Interrupt() as interrupt:
             run = _set_up(recipe, here, display, resume)
             try:
-                return (loop or _loop)(run, interrupt)
+                with memory_limit(recipe.train.memory, here.device, _local_ranks(here)):
+                    return (loop or _loop)(run, interrupt)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise InputError(f"step {run.counters.step + 1}: {_memory_advice(run.recipe)} ({error})") from None
             finally:
                 display.close()
                 run.log.close()
@@ -207,12 +214,12 @@ def _loop(run: Run, interrupt: Interrupt) -> Result:
     clock = Clock(recipe, counters, task.evaluation_tokens / tokens_per_update)
     per_rank = recipe.train.batch_size // run.world.size
     due = Due(recipe, counters, clock)
-    skipped, losses = 0, _Smooth()
+    skipped, losses, size = 0, _Smooth(), recipe.train.micro_batch_size or 1
     flops = task.flops_per_token(run.model)
 
     while True:
         first = counters.samples + run.world.rank * per_rank
-        micro = task.micro_batches(first, per_rank, recipe.train.micro_batch_size or 1)
+        micro = task.micro_batches(first, per_rank, size)
         facts = _agree_on(task, micro, clock.progress(), interrupt.asked, due.save(), due.evaluate())
         if facts.stop or facts.progress >= 1.0 or (recipe.train.steps and counters.step >= recipe.train.steps):
             break
@@ -224,7 +231,12 @@ def _loop(run: Run, interrupt: Interrupt) -> Result:
             due.saved()
         start = time.perf_counter()
         lr = lr_factor(recipe.optim, facts.progress, counters.step, recipe.train.steps)
-        loss, update = engine.train_step(micro, task.loss, facts.num_targets, lr)
+        try:
+            smallest = partial(_smallest, task, first)
+            loss, update = engine.train_step(micro, task.loss, facts.num_targets, lr, smallest)
+        except OutOfMemory:
+            size = _halve(run, size, per_rank)
+            continue
         seconds = time.perf_counter() - start
         counters.step += 1
         counters.samples += recipe.train.batch_size
@@ -261,6 +273,33 @@ def _loop(run: Run, interrupt: Interrupt) -> Result:
             }
         )
     return finish(run, clock, interrupted=facts.stop)
+
+
+def _smallest(task: Task, first: int) -> Batch:
+    return task.micro_batches(first, 1, 1)[0]
+
+
+def _halve(run: Run, size: int, per_rank: int) -> int:
+    """The micro-batch size with which the update that did not fit is made again: samples and their order stay as they are."""
+    if size == 1 or run.task.micro_batch_counts:
+        raise InputError(f"step {run.counters.step + 1}: {_memory_advice(run.recipe, size)}")
+    smaller = max(d for d in range(1, size) if size % d == 0)
+    step, accumulation = run.counters.step + 1, per_rank // smaller
+    run.display.say(
+        f"step {step}: too little memory for micro-batches of {size}; made again, and gone on with, by micro-batches of "
+        f"{smaller}, accumulation {accumulation}: the same samples, the same update"
+    )
+    run.log.write({"step": step, "out_of_memory": True, "micro_batch_size": smaller, "accumulation": accumulation})
+    return smaller
+
+
+def _memory_advice(recipe: Recipe, size: int | None = None) -> str:
+    """What to do where memory is too little, beside smaller micro-batches."""
+    what = "too little memory" if size is None else f"too little memory for micro-batches of {size}"
+    fixes = [] if size == 1 else [f"a smaller train.micro_batch_size (now {recipe.train.micro_batch_size})"]
+    fixes += [] if recipe.train.recompute else ["train.recompute=true"]
+    fixes += ["a shorter model.context", "a smaller model"]
+    return f"{what}; the last checkpoint stands; take {', '.join(fixes[:-1])} or {fixes[-1]}"
 
 
 class Facts(NamedTuple):

@@ -16,6 +16,7 @@ ALLOWED = {
     "config": "errors",
     "ops": "",
     "machine": "",
+    "memory": "machine errors",
     "text": "config errors machine",
     "models": "ops config errors",
     "recipe": "config errors models text",
@@ -25,7 +26,7 @@ ALLOWED = {
     "parallel": "config errors",
     "optim": "parallel recipe",
     "scaler": "errors",
-    "engine": "parallel optim scaler",
+    "engine": "memory parallel optim scaler",
     "checkpoint": "config errors",
     "run": "checkpoint config errors models recipe text",
     "evaluate": "data checkpoint config errors recipe",
@@ -38,8 +39,8 @@ ALLOWED = {
     "serve": "retrieve tasks generate run models text recipe data ops config errors",
     "resolve": "config errors machine parallel recipe",
     "report": "evaluate runlog config errors",
-    "training": "report resolve engine tasks data checkpoint evaluate optim parallel recipe runlog display machine config"
-    " errors",
+    "training": "memory report resolve engine tasks data checkpoint evaluate optim parallel recipe runlog display machine"
+    " config errors",
     "harness": "generate tasks text errors",
     "crossval": "tasks evaluate data recipe machine config errors",
     "plan": "engine parallel optim machine models recipe config errors",

@@ -32,6 +32,7 @@ from zenspeed.models.layers import (
     Shared,
 )
 from zenspeed.models.presets import ModelConfig
+from zenspeed.models.recompute import run_again
 from zenspeed.ops.attention import Places, cross_mask, make_mask
 from zenspeed.ops.loss import IGNORE, linear_cross_entropy, product_dtype, token_losses
 from zenspeed.ops.position import alibi_bias, positions_in_documents, rotary_tables, sinusoidal
@@ -48,6 +49,8 @@ class Body(nn.Module):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.causal = (part or config.architecture) == "decoder"
+        self.recompute = False
+        """Blocks keep only what goes into them and are computed again in backward."""
         self.layers = config.decoder_layers or config.layers if part == "decoder" else config.layers
         self.embedding: Embedding = Embedding(vocab_size, config.width) if part is None else None  # type: ignore[assignment]
         self.position = Embedding(config.context, config.width) if config.position == "learned" else None
@@ -121,8 +124,9 @@ class Body(nn.Module):
             shared = _with_memory(shared, tokens, documents, cache.memory if cache and cache.memory else memory, dtype)
             real = None if documents is None else documents >= 0
             shared = shared._replace(balance=balance, real=real)
+        again = self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, shared)
+            x = run_again(block, x, shared) if again else block(x, shared)
         if cache is not None:
             cache.num_tokens += num_new
         return x if self.norm is None else self.norm(x)

@@ -79,6 +79,12 @@ class Lanes:
                 gradients.zero_()
         return results
 
+    def forget(self) -> None:
+        """Forgets gradients that a lane has made and that were not added up yet."""
+        for own in self._gradients:
+            for gradients in own:
+                gradients.zero_()
+
 
 def _twin(module: nn.Module) -> nn.Module:
     """The module again, over the same memory of weights and buffers; only gradients are its own."""

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from zenspeed.parallel.exchange import ReduceScatter, all_gather
+from zenspeed.parallel.replay import Collectives
 from zenspeed.parallel.traffic import Traffic
 
 ALIGN = 16  # elements: 64 bytes in fp32, so that every parameter starts on a cache line
@@ -117,6 +118,7 @@ class Bucket:
         self._reducing: Tensor | None = None
         self.traffic: Traffic | None = None
         """Counts this bucket's collectives, where someone wants to know."""
+        self.collectives = Collectives()
 
         self.weights = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         for slot in self.slots:
@@ -204,10 +206,10 @@ class Bucket:
 
     def _run(self, op: str, message: Tensor, start: Callable[[], Any]) -> None:
         """Starts a collective over the shard group; `finish_reduce` waits for it, unless traffic is counted."""
-        if self.traffic is None:
-            self.work.append(start())
-        else:
+        if self.traffic is not None:
             self.traffic.run(op, message, self.ranks, start)
+        elif (work := self.collectives.run(start)) is not None:
+            self.work.append(work)
 
     def finish_reduce(self) -> None:
         """Waits for the sum and puts it into `grad_slice`; at stages 2 and 3 the whole gradients are given back."""
@@ -221,7 +223,7 @@ class Bucket:
             return
         mine = whole[self.start : self.stop]
         if self.replicas > 1 and self.traffic is None:
-            dist.all_reduce(mine, group=self.replica_group)
+            self.collectives.run(lambda: dist.all_reduce(mine, group=self.replica_group))
         elif self.replicas > 1:
             assert self.traffic is not None
             self.traffic.run(
@@ -259,7 +261,7 @@ class Bucket:
 
     def _all_gather(self, mine: Tensor) -> None:
         if self.traffic is None:
-            self._gather_slices(mine)
+            self.collectives.run(lambda: self._gather_slices(mine))
         else:
             self.traffic.run("all_gather", self.weights, self.ranks, lambda: self._gather_slices(mine))
 
@@ -382,6 +384,9 @@ class ZeroModule:
                     self._unit_buckets[unit].append(bucket)
         for buffer in module.buffers():
             dist.broadcast(buffer, group=dist.group.WORLD, src=0)
+        self.collectives = Collectives()
+        for bucket in self.buckets:
+            bucket.collectives = self.collectives
         self._home = {id(s.parameter): (b, s) for b in self.buckets for s in b.slots}
         for bucket in self.trainable:
             for slot in bucket.slots:
@@ -464,6 +469,16 @@ class ZeroModule:
         for bucket in self.trainable:
             bucket.zero_grad()
         self._launched, self._dirty = 0, False
+
+    def abandon(self) -> None:
+        """After a forward or backward that failed: no trace of it is left but gradients, and what is under way."""
+        self.forget_backward()
+        self._launched, self._dirty = 0, False
+        for bucket in self.trainable:
+            bucket.pending = {id(slot.parameter) for slot in bucket.slots}
+        if self.options.stage == 3:
+            for bucket in self.buckets:
+                bucket.release()
 
     def grad_norm(self) -> Tensor:
         """The global 2-norm of the reduced gradients, fp32, equal on all ranks."""

@@ -72,6 +72,7 @@ def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
                     optimizer_bytes=states_of(recipe),
                     gather_bytes=4,
                     compiled=recipe.train.compile,
+                    recompute="full" if recipe.train.recompute else "none",
                     precision="fp32" if recipe.train.precision == "fp32" else "bf16",
                 )
 
@@ -154,7 +155,7 @@ def _advice(shape: Shape, best: Estimate, cluster: Cluster, recipe: Recipe) -> l
         if 0 < share < 1:
             shorter = max(64, int(share * recipe.model.context) // 64 * 64)
             lines.append(f"more devices alone do not help: model.context={shorter} or less, or a smaller model")
-        smallest(stage3._replace(recompute="full"), "with activations computed again, which is not built, it would fit")
+        smallest(stage3._replace(recompute="full"), "with train.recompute=true it fits")
     return lines
 
 

@@ -18,6 +18,7 @@ from zenspeed.models.heads import Head
 from zenspeed.models.hf import LoadReport
 from zenspeed.models.presets import PRESETS
 from zenspeed.models.start import copy_weights
+from zenspeed.models.transformer import Body
 from zenspeed.recipe import Recipe
 from zenspeed.run import HEADS, open_run
 from zenspeed.text.tokenizer import Tokenizer
@@ -87,9 +88,19 @@ def task_model(recipe: Recipe, tokenizer: Tokenizer, head: Head, labels: int, se
     Raises:
         InputError: the tokenizer has more tokens than the pretrained model, or weights of its body are missing.
     """
+    if recipe.model.huggingface is not None and pretrained:
+        model = _from_huggingface(recipe, tokenizer, head, labels, seed)
+    else:
+        model = _from_recipe(recipe, tokenizer, head, labels, seed, pretrained)
+    if recipe.train.recompute:
+        for part in model.modules():
+            if isinstance(part, Body):
+                part.recompute = True
+    return model
+
+
+def _from_recipe(recipe: Recipe, tokenizer: Tokenizer, head: Head, labels: int, seed: int, pretrained: bool) -> nn.Module:
     config = recipe.model
-    if config.huggingface is not None and pretrained:
-        return _from_huggingface(recipe, tokenizer, head, labels, seed)
     size = tokenizer.vocab_size if config.vocab_size is None else config.vocab_size
     model = build_model(config, size, head, labels)
     model.init_weights(seed)  # type: ignore[operator]

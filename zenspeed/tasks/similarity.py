@@ -37,6 +37,8 @@ class SimilarityTask(RowTask):
     Examples of single texts, to be embedded only, have targets of one dimension.
     """
 
+    micro_batch_counts = True
+
     def __init__(self, recipe: Recipe, progress: Callable[[str], None] | None) -> None:
         data = open_rows(recipe, progress)
         self.recipe, self.tokenizer, self.report = recipe, data.tokenizer, data.report
