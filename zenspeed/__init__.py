@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 # attribute -> module, and its name there; None: the module itself
 _LAZY: dict[str, tuple[str, str | None]] = {
-    "train": ("zenspeed.training", "train"),
+    "train": ("zenspeed.server.run", "train"),
     "Recipe": ("zenspeed.recipe", "Recipe"),
     "open_run": ("zenspeed.run", "open_run"),
     "initialize": ("zenspeed.compat.deepspeed", "initialize"),

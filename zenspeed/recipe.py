@@ -241,11 +241,65 @@ class OptimConfig(Config):
     """Rate at the end, as a share of the peak."""
 
 
+class ServerConfig(Config):
+    """`parallel.server`: of `mode: parameter_server`."""
+
+    consistency: Literal["synchronous", "bounded", "asynchronous", "local"] = "synchronous"
+    """Workers compute on weights in which all earlier updates are; all but the last `staleness` (Ho et al. 2013); whichever
+    are there, a stale gradient taking a smaller step (Zhang et al. 1511.05950); or make `local_steps` updates of their own
+    between two exchanges (DiLoCo, Douillard et al. 2311.08105)."""
+    staleness: int = Field(2, ge=0)
+    """bounded: updates by which a worker may be ahead of the servers; 0 is synchronous."""
+    shares: int | None = Field(None, ge=1)
+    """Parts that an update's batch is cut into; a worker takes one after the other, so with more shares than workers a fast
+    worker takes more. null: as many as workers are launched. asynchronous: always 1."""
+    local_steps: int = Field(8, ge=1)
+    """local: updates of a worker between two exchanges of the same weights."""
+    outer_lr: float = Field(0.7, gt=0)
+    """local: rate of the outer optimizer, SGD with Nesterov momentum; 1 without momentum is plain averaging."""
+    outer_momentum: float = Field(0.9, ge=0, lt=1)
+    """local: its momentum."""
+    fragments: int = Field(1, ge=1)
+    """local: parts of the model that are exchanged in turn, `local_steps / fragments` updates apart (Streaming DiLoCo,
+    Douillard et al. 2501.18512)."""
+    compress: Literal["none", "fp16", "int8"] = "none"
+    """How gradients and deltas are sent; what rounding takes away is added to the next one (error feedback)."""
+    count: int = Field(1, ge=1)
+    """Servers that are started with the run, each with a range of the parameters."""
+    addresses: list[str] = Field(default_factory=list)
+    """host:port of servers that run already (zenspeed parameter-server), instead of starting some."""
+    key_file: Path | None = None
+    """File with the secret that servers and workers prove to each other to have; null: drawn for the run."""
+    lease_seconds: float = Field(600.0, gt=0)
+    """A share that a worker does not bring back in this time is given to another."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ServerConfig:
+        if self.local_steps % self.fragments:
+            raise ValueError(f"local_steps: {self.local_steps} is not a multiple of fragments ({self.fragments})")
+        if self.fragments > 1 and self.consistency != "local":
+            raise ValueError(f"fragments: {self.fragments} are for consistency: local, not {self.consistency}")
+        if self.addresses and self.key_file is None:
+            raise ValueError("addresses: servers that run already ask for their key; give key_file")
+        if self.consistency == "asynchronous" and (self.shares or 1) > 1:
+            raise ValueError(f"shares: {self.shares}, but an asynchronous update is of one worker; take shares away")
+        return self
+
+
 class ParallelConfig(Config):
+    mode: Literal["data_parallel", "parameter_server"] = "data_parallel"
+    """Processes that exchange gradients among each other, or workers around servers that hold weights and optimizer."""
+    server: ServerConfig = ServerConfig()
     zero: Literal[0, 1, 2, 3] = 1
     """What is spread over the ranks (Rajbhandari et al. 1910.02054): 1 optimizer, 2 and gradients, 3 and weights."""
     shard_ranks: int | None = Field(None, ge=1)
     """Ranks that share one copy of the model states; null: all. Fewer: hybrid sharding, copies replicated between groups."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ParallelConfig:
+        if self.mode == "parameter_server" and (self.zero > 1 or self.shard_ranks is not None):
+            raise ValueError("zero, shard_ranks: with mode: parameter_server the servers hold the states; leave them out")
+        return self
 
 
 class CheckpointConfig(Config):

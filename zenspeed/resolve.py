@@ -29,7 +29,7 @@ def resolve(recipe: Recipe, here: World) -> Recipe:
     run["folder"] = run["folder"] or str(Path("runs") / run["name"])
     if train["steps"] is None and train["minutes"] is None and train["epochs"] is None:
         train["minutes"] = DEFAULT_MINUTES
-    batch, ranks = recipe.train.batch_size, here.size
+    batch, ranks = recipe.train.batch_size, _shares(recipe, here)
     if batch % ranks:
         raise InputError(
             f"train.batch_size: {batch} sequences cannot be shared by {ranks} ranks: {batch} / {ranks} = {batch / ranks:.2f}; "
@@ -51,6 +51,11 @@ def resolve(recipe: Recipe, here: World) -> Recipe:
     return validate(Recipe, data)
 
 
+def _shares(recipe: Recipe, here: World) -> int:
+    """Parts of a batch that are computed apart: one a rank, or the shares that a parameter server gives out."""
+    return here.size if recipe.parallel.mode == "data_parallel" else recipe.parallel.server.shares or 1
+
+
 def _pick_lanes(recipe: Recipe, here: World, share: int) -> int:
     """As many lanes as threads, where lanes can be and the micro-batches can be shared evenly; or what was asked for."""
     if not _lanes_can_be(recipe, here):
@@ -66,7 +71,7 @@ def _lanes_can_be(recipe: Recipe, here: World) -> bool:
     """On a CPU, with one process that keeps whole gradients, and a model all of whose dropout is ours."""
     drawing = recipe.model.architecture == "recurrent" and recipe.model.dropout
     ours = recipe.model.architecture != "transformers" and not drawing
-    return here.device.type == "cpu" and here.size == 1 and recipe.parallel.zero <= 1 and ours
+    return here.device.type == "cpu" and _shares(recipe, here) == 1 and recipe.parallel.zero <= 1 and ours
 
 
 def _agree(precision: str) -> str:

@@ -51,6 +51,8 @@ class Result(NamedTuple):
     step: int
     validation_loss: float | None
     interrupted: bool
+    leads: bool = True
+    """False: a worker of a parameter server whose run another one reports of."""
 
 
 class Counters:
@@ -77,12 +79,14 @@ def train(
     """Runs a recipe to its end, or from the checkpoint folder `resume` to its end.
 
     Args:
-        number: of this process among several that form no process group, such as workers of a parameter server.
+        number: of this process among workers of a parameter server, which form no process group; above 0 it joins a run.
         loop: instead of this module's own.
 
     Raises:
         InputError: something the user gave cannot be used; nothing of an earlier run is changed.
     """
+    if loop is None and recipe.parallel.mode == "parameter_server":
+        raise InputError("parallel.mode: parameter_server is run by zenspeed.train, this is the loop of data_parallel")
     keep_memory()
     with world() as here:
         if number is not None:
@@ -91,7 +95,7 @@ def train(
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, usable_cores() // _local_ranks(here)))
         with Interrupt() as interrupt:
-            run = _set_up(recipe, here, display, resume)
+            run = _set_up(recipe, here, display, resume, joins=bool(number))
             try:
                 with memory_limit(recipe.train.memory, here.device, _local_ranks(here)):
                     return (loop or _loop)(run, interrupt)
@@ -121,14 +125,15 @@ class Run(NamedTuple):
     weights: int
 
 
-def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None) -> Run:
+def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None, *, joins: bool = False) -> Run:
+    """All that the loop needs. `joins`: a run that others have begun."""
     checkpoint = Checkpoint(resume) if resume else None
     if checkpoint is None:
         recipe = adopt_pretrained(recipe, display.say)
     recipe = resolve(recipe, here)
     folder = recipe.run.folder
     assert folder is not None
-    if checkpoint is None and list_checkpoints(folder / "checkpoints"):
+    if checkpoint is None and not joins and list_checkpoints(folder / "checkpoints"):
         raise InputError(
             f"{folder}: holds a run already; go on with it: zenspeed resume {folder}, or give another: --set run.folder=…"
         )
@@ -467,7 +472,11 @@ class Due:
         every = self.recipe.checkpoint.every
         if self.counters.step == self._saved_step:
             return False
-        return self.clock.elapsed() - self._saved_at > 60 if every is None else self.counters.step % every == 0
+        return (
+            self.clock.elapsed() - self._saved_at > 60
+            if every is None
+            else _passed(every, self._saved_step, self.counters.step)
+        )
 
     def saved(self) -> None:
         self._saved_step, self._saved_at = self.counters.step, self.clock.elapsed()
@@ -476,13 +485,22 @@ class Due:
         every = self.recipe.evaluate.every
         if self.counters.step == self._evaluated_step or every == 0:
             return False
-        return self.clock.progress() >= self._next_evaluation if every is None else self.counters.step % every == 0
+        return (
+            self.clock.progress() >= self._next_evaluation
+            if every is None
+            else _passed(every, self._evaluated_step, self.counters.step)
+        )
 
     def evaluated(self) -> None:
         self._evaluated_step = self.counters.step
         # At most a tenth of the time goes into evaluation.
         left = self.clock.seconds_left() / max(1e-9, 1.0 - self.clock.progress())
         self._next_evaluation = self.clock.progress() + max(0.1, 10 * self.clock.expected_evaluation() / max(1e-9, left))
+
+
+def _passed(every: int, before: int, now: int) -> bool:
+    """Whether a multiple of `every` lies after `before` and not after `now`."""
+    return now // every > before // every
 
 
 class _Smooth:

@@ -41,6 +41,7 @@ ALLOWED = {
     "report": "evaluate runlog config errors",
     "training": "memory report resolve engine tasks data checkpoint evaluate optim parallel recipe runlog display machine"
     " config errors",
+    "server": "training engine checkpoint data display machine optim parallel recipe runlog config errors",
     "harness": "generate tasks text errors",
     "crossval": "tasks evaluate data recipe machine config errors",
     "plan": "engine parallel optim machine models recipe config errors",

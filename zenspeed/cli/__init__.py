@@ -22,6 +22,7 @@ for _name in (
     "serve",
     "plan",
     "launch",
+    "parameter_server",
     "report",
     "crossval",
     "harness",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zenspeed.cli.app import app, recipe_of
+
+if TYPE_CHECKING:
+    from zenspeed.recipe import Recipe
 
 
 @app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
@@ -81,7 +84,11 @@ def launch(
         end_with_input=end_with_input,
     )
     if context.args[:1] == ["train"] and not module:  # a wrong recipe is refused once, before any process starts
-        _check_recipe(context.args[1:])
+        recipe = _check_recipe(context.args[1:])
+        if recipe.parallel.mode == "parameter_server":
+            from zenspeed.launch.workers import launch_workers
+
+            raise typer.Exit(launch_workers(num_processes or 1, context.args, recipe, max_restarts))
     raise typer.Exit(start(options, context.args))
 
 
@@ -93,8 +100,8 @@ def shim() -> None:
     print(shim_folder())
 
 
-def _check_recipe(arguments: list[str]) -> None:
+def _check_recipe(arguments: list[str]) -> Recipe:
     sets = [arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--set"]
     sets += [a.removeprefix("--set=") for a in arguments if a.startswith("--set=")]
     source = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    recipe_of(source, sets)
+    return recipe_of(source, sets)

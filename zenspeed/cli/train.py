@@ -15,6 +15,10 @@ from zenspeed.errors import InputError
 
 if TYPE_CHECKING:
     from zenspeed.recipe import Recipe
+    from zenspeed.server.run import Place
+
+ServerAddresses = Annotated[list[str] | None, typer.Option("--server", hidden=True)]  # of a launched worker
+ServerKey = Annotated[Path | None, typer.Option("--server-key", hidden=True)]
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -30,6 +34,8 @@ def train(
     go_on: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in run.folder where it has begun: for jobs that are restarted.")
     ] = False,
+    servers: ServerAddresses = None,
+    server_key: ServerKey = None,
 ) -> None:
     """Train a model from a text, a table or a recipe.
 
@@ -40,12 +46,18 @@ def train(
     recipe = _recipe_of(source, sets or [], task, context.args)
     if go_on and _go_on(recipe.run.folder, sets):
         return
-    preparing = _prepare_meanwhile(recipe)
-    from zenspeed.training import train as run
+    preparing = _prepare_meanwhile(recipe) if not servers else None
+    from zenspeed.server.run import train as run
 
     if preparing is not None:
         preparing.join()
-    _report(run(recipe))
+    _report(run(recipe, servers=_place(servers, server_key)))
+
+
+def _place(servers: list[str] | None, key: Path | None) -> Place | None:
+    from zenspeed.server.run import Place
+
+    return Place(servers, key) if servers and key is not None else None
 
 
 def _recipe_of(source: str | None, sets: list[str], task: str | None, arguments: list[str]) -> Recipe:
@@ -116,7 +128,7 @@ def resume(run: RunFolder, checkpoint: CheckpointName = None, sets: Sets = None)
 def _go_on(folder: Path | None, sets: list[str] | None, checkpoint: str | None = None) -> bool:
     """Trains on from a checkpoint; false where there is none."""
     from zenspeed.run import begun
-    from zenspeed.training import train as run
+    from zenspeed.server.run import train as run
 
     found = begun(folder, sets or (), checkpoint)
     if found is None:
@@ -132,7 +144,7 @@ def _report(result: object) -> None:
     if result.interrupted:
         raise typer.Exit(130)
     folder = result.folder
-    if os.environ.get("RANK", "0") == "0":
+    if result.leads and os.environ.get("RANK", "0") == "0":
         files = [name for name in ("samples.md", "predictions.jsonl") if (folder / name).exists()]
         written = "".join(f"  {Path(name).stem:<11} {folder / name}\n" for name in files)
         more = f'\n  zenspeed generate {folder} --prompt "Return the"' if "samples.md" in files else ""

@@ -1,0 +1,86 @@
+"""The door to training, whichever way processes work together: `zenspeed.train`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from zenspeed.config import validate
+from zenspeed.display import Display
+from zenspeed.recipe import Recipe
+from zenspeed.training import Interrupt, Result, Run
+from zenspeed.training import train as train_in_parallel
+
+
+class Place(NamedTuple):
+    """Servers that run already, and the file with their key."""
+
+    addresses: list[str]
+    key_file: Path
+
+
+def train(
+    recipe: Recipe, *, resume: Path | None = None, display: Display | None = None, servers: Place | None = None
+) -> Result:
+    """Runs a recipe to its end, or from the checkpoint folder `resume` to its end.
+
+    Args:
+        servers: of a launched worker; what the recipe says of servers is then left alone.
+
+    Raises:
+        InputError: something the user gave cannot be used; nothing of an earlier run is changed.
+    """
+    if recipe.parallel.mode == "data_parallel":
+        return train_in_parallel(recipe, resume=resume, display=display)
+    server = recipe.parallel.server
+    if servers is None and server.addresses and server.key_file is not None:
+        servers = Place(server.addresses, server.key_file)
+    if servers is not None:
+        return _work(recipe, servers, resume, display)
+    from zenspeed.server.local import LocalServers
+
+    recipe = settle(recipe, workers=1)
+    with LocalServers(server.count, folder_of(recipe), server.key_file) as local:
+        return _work(recipe, Place(local.addresses, local.key_file), resume, display)
+
+
+def settle(recipe: Recipe, workers: int) -> Recipe:
+    """The recipe with its folder and the number of shares decided, so that all workers of a run have the same."""
+    data = recipe.model_dump(mode="json")
+    if recipe.run.folder is None:
+        name = recipe.run.name or f"{Path(recipe.data.source).stem.strip('*') or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
+        data["run"] |= {"name": name, "folder": str(Path("runs") / name)}
+    server = recipe.parallel.server
+    data["parallel"]["server"]["shares"] = 1 if server.consistency == "asynchronous" else server.shares or workers
+    return validate(Recipe, data)
+
+
+def folder_of(recipe: Recipe) -> Path:
+    """Where servers that are started with a run keep their journals."""
+    assert recipe.run.folder is not None
+    return recipe.run.folder / "servers" / time.strftime("%Y%m%d-%H%M%S")
+
+
+def _work(recipe: Recipe, place: Place, resume: Path | None, display: Display | None) -> Result:
+    """One worker, from its first word to the servers to its last."""
+    from zenspeed.checkpoint import Checkpoint
+    from zenspeed.server.client import Servers, read_key
+    from zenspeed.server.worker import Work
+
+    servers = Servers(place.addresses, read_key(place.key_file))
+    ended = False
+    try:
+        servers.wait_until_started()
+        number = max(1, servers.number) if servers.started else 0
+
+        def loop(run: Run, interrupt: Interrupt) -> Result:
+            nonlocal ended
+            work = Work(run, servers, Checkpoint(resume) if resume is not None and number == 0 else None)
+            result = work.loop(interrupt)
+            ended = work.leads
+            return result
+
+        return train_in_parallel(recipe, resume=resume, display=display, number=number, loop=loop)
+    finally:
+        servers.close(stop_servers=ended)
