@@ -17,12 +17,15 @@ from tests.end_to_end.test_tasks import write
 from zenspeed.cli import app
 from zenspeed.config import InputError
 from zenspeed.export import gate, runtimes
-from zenspeed.export.graph import graph_of
+from zenspeed.export.gguf import write_gguf
+from zenspeed.export.graph import graphs_of
 from zenspeed.export.probe import Probe
 from zenspeed.export.run import export, verify
+from zenspeed.export.targets import write_onnx
 from zenspeed.models.build import build_model
 from zenspeed.models.presets import ModelConfig
 from zenspeed.run import open_run
+from zenspeed.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -65,6 +68,7 @@ def test_the_commands_of_the_page(llama: Path, tmp_path: Path, monkeypatch: pyte
     for words in commands:
         done = CliRunner().invoke(app, words[1:])
         assert words[:2] == ["zenspeed", "export"] and done.exit_code == 0, (words, done.output, done.exception)
+    assert "not_run" in json.loads((llama / "export-gguf" / "parity.json").read_text())  # llama_cpp is no dependency
     for target in ("hf", "onnx", "torch"):
         outcome = json.loads((llama / f"export-{target}" / "parity.json").read_text())
         assert outcome["largest_difference"] < 1e-4 and outcome["greedy_tokens_equal"] > 0
@@ -93,31 +97,98 @@ def test_padding_changes_no_answer(labels: Path, llama: Path) -> None:
     rng = np.random.default_rng(0)
     tokens = torch.from_numpy(rng.integers(5, 100, (1, 7)))
     mask = torch.ones(1, 7, dtype=torch.int64)
-    encoder = graph_of(open_run(labels).model)
+    encoder = graphs_of(open_run(labels).model)["model"]
     padded = encoder(torch.nn.functional.pad(tokens, (0, 4)), torch.nn.functional.pad(mask, (0, 4)), torch.zeros(1, 11).long())
     torch.testing.assert_close(padded, encoder(tokens, mask, torch.zeros_like(tokens)))
     model = open_run(llama).model
-    decoder, past = graph_of(model), torch.zeros(2, 2, 1, 1, 0, 16)
+    decoder, past = graphs_of(model)["model"], torch.zeros(2, 2, 1, 1, 0, 16)
     padded, _ = decoder(torch.nn.functional.pad(tokens, (3, 0)), torch.nn.functional.pad(mask, (3, 0)), past)
     torch.testing.assert_close(padded[:, 3:], decoder(tokens, mask, past)[0])
+
+
+def drawn(more: dict[str, object], vocab_size: int = 50) -> torch.nn.Module:
+    """A model whose every weight counts."""
+    config = ModelConfig.model_validate({"layers": 2, "width": 32, "heads": 2, "context": 16, **more})
+    torch.manual_seed(0)
+    model = build_model(config, vocab_size, "language", 0)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model.eval()
 
 
 @pytest.mark.parametrize(
     "more", [{"position": "alibi"}, {"window": 3}, {"preset": "gpt2"}, {"preset": "qwen"}, {"preset": "rezero"}]
 )
 def test_graph_equals_the_model(more: dict[str, object]) -> None:
-    config = ModelConfig.model_validate({"layers": 2, "width": 32, "heads": 2, "context": 16, **more})
-    model = build_model(config, 50, "language", 0)
-    model.init_weights(0)  # type: ignore[operator]
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    model.eval()
+    model = drawn(more)
     tokens = torch.randint(0, 50, (2, 9))
-    graph, past = graph_of(model), torch.zeros(2, 2, 2, 2, 0, 16)
+    graph, past = graphs_of(model)["model"], torch.zeros(2, 2, 2, 2, 0, 16)
     with torch.no_grad():
         first, past = graph(tokens[:, :5], torch.ones(2, 5, dtype=torch.int64), past)
         rest, _ = graph(tokens[:, 5:], torch.ones(2, 9, dtype=torch.int64), past)
         torch.testing.assert_close(torch.cat([first, rest], 1), model(tokens), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("more", [{"preset": "t5", "decoder_layers": 1}, {"preset": "transformer"}])
+def test_graphs_of_an_encoder_decoder(more: dict[str, object]) -> None:
+    """With padding on the right of the source, on the left of the target, and a past."""
+    model = drawn(more)
+    graphs, layers = graphs_of(model), model.decoder.layers  # type: ignore[union-attr]
+    source, tokens, one = torch.randint(0, 50, (2, 6)), torch.randint(0, 50, (2, 9)), torch.ones(2, 12, dtype=torch.int64)
+    pad = torch.nn.functional.pad
+    with torch.no_grad():
+        source_mask = pad(one[:, :6], (0, 3))
+        memory = graphs["encoder"](pad(source, (0, 3)), source_mask)
+        mask, past = pad(one[:, :5], (2, 0)), torch.zeros(layers, 2, 2, 2, 0, 16)
+        first, past = graphs["decoder"](pad(tokens[:, :5], (2, 0)), mask, past, source_mask, memory)
+        rest, _ = graphs["decoder"](tokens[:, 5:], torch.cat([mask, one[:, :4]], 1), past, source_mask, memory)
+        found, wanted = torch.cat([first[:, 2:], rest], 1), model(tokens, source=source)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_onnx_of_an_encoder_decoder(tmp_path: Path) -> None:
+    model = drawn({"preset": "t5", "layers": 1})
+    write_onnx(model, tmp_path, None)
+    rng = np.random.default_rng(0)
+    probes = [Probe(rng.integers(0, 50, n), None, None, rng.integers(0, 50, n + 2)) for n in (1, 5)]
+    outcome = gate.check(runtimes.Own(model), runtimes.Onnx(tmp_path, model), probes, 16, True)
+    assert outcome["greedy_tokens_equal"] == 16 and outcome["largest_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("more", [{"preset": "llama", "kv_heads": 1}, {"preset": "gpt2"}])
+def test_gguf_holds_the_model(more: dict[str, object], tmp_path: Path) -> None:
+    """As its own package reads it; llama.cpp itself runs in the gate where it is installed."""
+    gguf = pytest.importorskip("gguf")
+    tokenizer = Tokenizer.train_bpe(["a bc abc"], 258, or_fewer=True).with_chat_template("{{ bos_token }}")
+    tokenizer.save(tmp_path)
+    model = drawn(more, tokenizer.vocab_size + 2)
+    write_gguf(model, tokenizer, tmp_path, tmp_path / "model.gguf", "mine", "int8")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    held = {key: field.contents() for key, field in reader.fields.items()}
+    tensors = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors}
+    assert held["tokenizer.ggml.pre"] == "kimi-k2" and held["tokenizer.chat_template"] == "{{ bos_token }}"
+    assert held["tokenizer.ggml.tokens"][tokenizer.end_of_text] == "<|endoftext|>"
+    assert held["tokenizer.ggml.token_type"][-3:] == [1, 5, 5]
+    weights = dict(model.named_parameters())
+    up = weights["blocks.1.feed_forward.up.weight"].detach().numpy()
+    named = ["ffn_gate", "ffn_up"] if more["preset"] == "llama" else ["ffn_up"]
+    np.testing.assert_allclose(np.concatenate([tensors[f"blk.1.{n}.weight"] for n in named]), up, atol=0.02)
+    if more["preset"] == "llama":  # neighbouring features turn together: rows 0, 8, 1, 9 … of a head of 16
+        q = weights["blocks.0.attention.qkv.weight"].detach().numpy()[16:32]
+        np.testing.assert_allclose(tensors["blk.0.attn_q.weight"][16:20], q[[0, 8, 1, 9]], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [({"preset": "gpt"}, "qk_norm False"), ({"preset": "t5"}, "decoders"), ({"preset": "llama", "window": 4}, "window")],
+)
+def test_what_gguf_refuses(more: dict[str, object], words: str, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train_char(["abc"])
+    tokenizer.save(tmp_path)
+    with pytest.raises(InputError, match=words):
+        write_gguf(drawn(more), tokenizer, tmp_path, tmp_path / "model.gguf", "mine", None)
+    with pytest.raises(InputError, match="byte-level BPE"):
+        write_gguf(drawn({"preset": "llama"}), tokenizer, tmp_path, tmp_path / "model.gguf", "mine", None)
 
 
 class _Wrong(runtimes.Own):
@@ -134,7 +205,7 @@ def test_another_answer_is_named_and_nothing_is_kept(llama: Path, tmp_path: Path
     probe = Probe(np.arange(10, 20), None, None)
     with pytest.raises(InputError, match=r"probe 0, first at token 3 \(13\)"):
         gate.check(runtimes.Own(model), _Wrong(model), [probe], 32, True)
-    monkeypatch.setattr("zenspeed.export.run.runtimes.Program", lambda path, model: _Wrong(model))
+    monkeypatch.setattr("zenspeed.export.run.runtimes.Programs", lambda path, model: _Wrong(model))
     with pytest.raises(InputError, match="not kept"):
         export(llama, "torch", tmp_path / "out", say=lambda line: None)
     assert list(tmp_path.iterdir()) == []
@@ -145,7 +216,8 @@ def test_what_is_refused(llama: Path, tmp_path: Path) -> None:
     for arguments, words in (
         (["--to", "tflite"], "tflite"),
         (["--quantize", "int3", "--to", "onnx"], "int3"),
-        (["--quantize", "int8"], "is for --to onnx"),
+        (["--quantize", "int8"], "is for --to onnx and gguf"),
+        (["--to", "gguf", "--runtime-python", "/no/python"], "/no/python"),
         (["--out", str(tmp_path)], "holds other files"),
         (["--verify"], "checksums.json"),
     ):

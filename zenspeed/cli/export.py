@@ -10,17 +10,20 @@ import typer
 from zenspeed.cli.app import CheckpointName, RunFolder, app
 from zenspeed.errors import InputError
 
-TARGETS, BITS = ("hf", "onnx", "torch"), ("int8", "int4")
+TARGETS, BITS = ("hf", "onnx", "torch", "gguf"), ("int8", "int4")
 
 
 @app.command()
 def export(
     run: RunFolder,
-    to: Annotated[str, typer.Option(help="hf (Hugging Face layout), onnx, or torch (a torch.export program).")] = "hf",
+    to: Annotated[str, typer.Option(help="hf (Hugging Face), onnx, torch (torch.export), or gguf (llama.cpp).")] = "hf",
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: RUN/export-TARGET.")] = None,
-    quantize: Annotated[str | None, typer.Option(help="int8 or int4 weights, with --to onnx; says what it costs.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="int8 or int4, with onnx or gguf; says what it costs.")] = None,
     license_name: Annotated[str | None, typer.Option("--license", help="Licence for the model card.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="RUN is an exported folder: compare its files' checksums.")] = False,
+    runtime_python: Annotated[
+        Path | None, typer.Option(help="A Python that has llama_cpp, to try --to gguf; default: this one.")
+    ] = None,
     checkpoint: CheckpointName = None,
 ) -> None:
     """Write a run's model for other programs; kept only if they give the trained model's answers."""
@@ -34,5 +37,6 @@ def export(
     if verify:
         print(f"{run}: {compare(run)} files are as they were written")
         return
-    bits, target = cast("Literal['int8', 'int4'] | None", quantize), cast("Literal['hf', 'onnx', 'torch']", to)
-    print(write(run, target, out, quantize=bits, checkpoint=checkpoint, license_name=license_name))
+    bits, target = cast("Literal['int8', 'int4'] | None", quantize), cast("Literal['hf', 'onnx', 'torch', 'gguf']", to)
+    options = {"checkpoint": checkpoint, "license_name": license_name, "runtime_python": runtime_python}
+    print(write(run, target, out, quantize=bits, **options))  # type: ignore[arg-type]

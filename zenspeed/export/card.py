@@ -9,8 +9,8 @@ from zenspeed.run import OpenRun
 from zenspeed.runlog import read_metrics
 
 PIPELINES = {
-    "language_model": "text-generation", "classification": "text-classification", "masked_lm": "fill-mask",
-    "span_qa": "question-answering", "similarity": "sentence-similarity",
+    "language_model": "text-generation", "chat": "text-generation", "classification": "text-classification",
+    "masked_lm": "fill-mask", "span_qa": "question-answering", "similarity": "sentence-similarity",
 }  # fmt: skip
 
 
@@ -22,7 +22,7 @@ def card(run: Path, opened: OpenRun, target: str, outcome: dict[str, Any], licen
         "---",
         f"license: {license_name or 'other'}",
         f"pipeline_tag: {PIPELINES.get(recipe.task.kind, 'other')}",
-        "library_name: " + {"hf": "transformers", "onnx": "onnxruntime"}.get(target, "pytorch"),
+        "library_name: " + {"hf": "transformers", "onnx": "onnxruntime", "gguf": "gguf"}.get(target, "pytorch"),
         "---",
         f"# {run.resolve().name}",
         "",
@@ -56,6 +56,8 @@ def _figures(run: Path) -> list[str]:
 
 def _parity(outcome: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in outcome["versions"].items())
+    if "not_run" in outcome:
+        return [f"**Not run**: {outcome['not_run']}. Instead: {outcome['instead']}."]
     if "figures" in outcome:
         d = outcome["figures"]["difference"]
         bounds = f" ({d['low']:.4f} … {d['high']:.4f})" if d["low"] is not None else ""

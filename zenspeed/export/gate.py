@@ -19,7 +19,7 @@ from zenspeed.export.runtimes import Runtime
 TOLERANCE = 1e-3
 """Largest difference of a logit, as a share of the largest logit of the text."""
 GREEDY = 16
-"""Tokens that are generated after the first half of a probe."""
+"""Tokens that are generated after the first half of a probe, or from its source."""
 
 
 def check(own: Runtime, other: Runtime, probes: Sequence[Probe], context: int, generates: bool) -> dict[str, Any]:
@@ -56,7 +56,8 @@ def _greedy(own: Runtime, other: Runtime, probes: Sequence[Probe], context: int)
     count = 0
     for number, probe in enumerate(probes[:PROBES]):
         num = min(GREEDY, context // 2)
-        prompt = probe.tokens[: min(max(1, len(probe.tokens) // 2), context - num)]
+        length = 1 if probe.source is not None else min(max(1, len(probe.tokens) // 2), context - num)
+        prompt = probe._replace(tokens=probe.tokens[:length])
         wanted, found = own.greedy(prompt, num), other.greedy(prompt, num)
         if wanted != found:
             place = next(i for i, (a, b) in enumerate(zip(wanted, found, strict=True)) if a != b)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from zenspeed.recipe import Recipe
 from zenspeed.run import OpenRun
 from zenspeed.tasks.data import open_rows
 from zenspeed.tasks.open import ROW_TASKS
+from zenspeed.tasks.pairs import PairTask
 
 PROBES, MEASURED = 8, 200
 """Texts that must agree to the tolerance, and texts on which the loss of a quantized model is measured."""
@@ -24,6 +24,8 @@ class Probe(NamedTuple):
     token_types: np.ndarray | None
     target: int | None
     """Number of the label, of a classification."""
+    source: np.ndarray | None = None
+    """(S,) int64 that an encoder reads; `tokens` are then what the decoder writes, with the token that begins it."""
 
 
 def probes_of(opened: OpenRun, most: int = MEASURED) -> list[Probe]:
@@ -40,6 +42,9 @@ def probes_of(opened: OpenRun, most: int = MEASURED) -> list[Probe]:
     examples = task.encode(rows, "the validation rows")
     labelled = recipe.task.kind == "classification"
     found = []
+    if isinstance(task, PairTask):
+        pairs = [task.pair_of(examples, index, None) for index in range(min(most, len(examples.tokens)))]
+        return [Probe(target.astype(np.int64), None, None, source.astype(np.int64)) for source, target in pairs]
     for index in range(min(most, len(examples.tokens))):
         types = None if examples.token_types is None else examples.token_types[index].astype(np.int64)
         target = int(examples.targets[index]) if labelled else None
@@ -69,7 +74,9 @@ def loss_of(probe: Probe, output: np.ndarray) -> tuple[float, int]:
 
 def measurable(recipe: Recipe) -> bool:
     """Its probes have a loss."""
-    return recipe.task.kind in ("language_model", "classification")
+    return recipe.task.kind == "classification" or writes(recipe)
 
 
-Say = Callable[[str], None]
+def writes(recipe: Recipe) -> bool:
+    """It writes text, token by token."""
+    return recipe.task.kind in ("language_model", "chat", "seq2seq", "span_corruption")

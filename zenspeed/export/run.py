@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +14,17 @@ import torch
 
 from zenspeed.config import InputError, write_atomically
 from zenspeed.evaluate.interval import Figure
-from zenspeed.export import gate, runtimes, targets
+from zenspeed.export import gate, gguf_gate, runtimes, targets
 from zenspeed.export.card import card
-from zenspeed.export.probe import Probe, measurable, probes_of
+from zenspeed.export.gguf import write_gguf
+from zenspeed.export.llama_cpp import LlamaCpp, find_python
+from zenspeed.export.probe import Probe, measurable, probes_of, writes
 from zenspeed.run import OpenRun, open_run
+from zenspeed.tasks.open import ROW_TASKS
+from zenspeed.tasks.pairs import PairTask
 
-Target = Literal["hf", "onnx", "torch"]
-NAMES: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
-CHECKSUMS, PARITY = "checksums.json", "parity.json"
+Target = Literal["hf", "onnx", "torch", "gguf"]
+CHECKSUMS, PARITY, GGUF = "checksums.json", "parity.json", "model.gguf"
 
 
 def export(
@@ -31,20 +35,26 @@ def export(
     quantize: targets.Bits | None = None,
     checkpoint: str | None = None,
     license_name: str | None = None,
+    runtime_python: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Writes the folder `out` (default: RUN/export-TARGET) and gives it back.
 
+    Args:
+        runtime_python: a Python that imports llama_cpp, for gguf; default: this one. Without one nothing is run, and the
+            outcome says so.
+
     Raises:
         InputError: the model cannot be written so, or its answers differ from the trained model's; then nothing is left.
     """
-    if quantize is not None and target != "onnx":
-        raise InputError(f"--quantize {quantize}: is for --to onnx; {target} keeps the weights as they are")
+    if quantize is not None and target not in ("onnx", "gguf"):
+        raise InputError(f"--quantize {quantize}: is for --to onnx and gguf; {target} keeps the weights as they are")
+    python = find_python(runtime_python) if target == "gguf" else None
     opened = open_run(run, checkpoint)
     kind = opened.recipe.task.kind
     if quantize is not None and not measurable(opened.recipe):
         raise InputError(
-            f"--quantize {quantize}: what it costs can be measured for language_model and classification, not {kind}"
+            f"--quantize {quantize}: what it costs can be measured of a classification and of what writes text, not {kind}"
         )
     folder = out or run / f"export-{target}{f'-{quantize}' if quantize else ''}"
     if folder.exists() and any(folder.iterdir()) and not (folder / CHECKSUMS).exists():
@@ -56,7 +66,7 @@ def export(
     try:
         _write(opened, target, partial, quantize)
         say(f"written: {target}{f', {quantize}' if quantize else ''}; now its answers beside the trained model's")
-        outcome = _judge(opened, target, partial, probes, quantize)
+        outcome = _judge(opened, target, partial, probes, quantize, python)
         (partial / PARITY).write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(card(run, opened, target, outcome, license_name), encoding="utf-8")
         _sums(partial)
@@ -75,31 +85,48 @@ def _write(opened: OpenRun, target: Target, folder: Path, quantize: targets.Bits
         targets.write_huggingface(model, tokenizer, folder, list(opened.recipe.task.labels or []))
         return
     tokenizer.save(folder / "tokenizer")
-    path = folder / NAMES[target]
-    if target == "torch":
-        targets.write_program(model, path)
+    if target == "gguf":
+        write_gguf(model, tokenizer, folder / "tokenizer", folder / GGUF, opened.checkpoint.folder.parent.name, quantize)
+    elif target == "torch":
+        targets.write_programs(model, folder)
     else:
-        targets.write_onnx(model, path, quantize)
-    facts = {"task": opened.recipe.task.kind, "labels": opened.recipe.task.labels, "context": opened.recipe.model.context}
-    opset = {"opset": targets.OPSET} if target == "onnx" else {}
-    write_atomically(folder / "model.json", json.dumps(facts | opset, indent=1, ensure_ascii=False) + "\n")
+        targets.write_onnx(model, folder, quantize)
+    recipe = opened.recipe
+    facts: dict[str, Any] = {"task": recipe.task.kind, "labels": recipe.task.labels, "context": recipe.model.context}
+    facts |= {"opset": targets.OPSET} if target == "onnx" else {}
+    task = ROW_TASKS.get(recipe.task.kind)
+    if task is not None and issubclass(task, PairTask):
+        facts["begin"] = task.of_run(recipe, tokenizer).begin
+    write_atomically(folder / "model.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
-def _judge(opened: OpenRun, target: Target, folder: Path, probes: list[Probe], quantize: targets.Bits | None) -> dict[str, Any]:
+def _judge(
+    opened: OpenRun, target: Target, folder: Path, probes: list[Probe], quantize: targets.Bits | None, python: Path | None
+) -> dict[str, Any]:
     own, recipe = runtimes.Own(opened.model), opened.recipe
-    kind = recipe.task.kind
-    if target == "hf":
-        other: runtimes.Runtime = runtimes.Transformers(folder, kind, recipe.model.pool)
-        _same_tokens(opened, folder, probes)
-    else:
-        runtime = runtimes.Onnx if target == "onnx" else runtimes.Program
-        other = runtime(folder / NAMES[target], opened.model)
     versions = {"torch": torch.__version__} | _version({"hf": "transformers", "onnx": "onnxruntime"}.get(target))
     outcome: dict[str, Any] = {"target": target, "checkpoint": opened.checkpoint.folder.name, "versions": versions}
     if quantize is not None:
-        figures = gate.cost(own, other, probes)
-        return outcome | {"quantize": quantize, "figures": {name: figure._asdict() for name, figure in figures.items()}}
-    return outcome | gate.check(own, other, probes, recipe.model.context, kind == "language_model")
+        outcome["quantize"] = quantize
+    if target == "gguf" and python is None:
+        return outcome | gguf_gate.read_back(opened, folder / GGUF, quantize)
+    with ExitStack() as stack:
+        if target == "gguf":
+            assert python is not None
+            llama = LlamaCpp(python, folder / GGUF, recipe.model.context)
+            stack.callback(llama.close)
+            versions["llama_cpp"] = llama.version
+            gguf_gate.same_text(opened, llama, probes)
+            other: runtimes.Runtime = llama
+        elif target == "hf":
+            other = runtimes.Transformers(folder, recipe.task.kind, recipe.model.pool, writes(recipe))
+            _same_tokens(opened, folder, probes)
+        else:
+            other = (runtimes.Onnx if target == "onnx" else runtimes.Programs)(folder, opened.model)
+        if quantize is not None:
+            figures = gate.cost(own, other, probes)
+            return outcome | {"figures": {name: figure._asdict() for name, figure in figures.items()}}
+        return outcome | gate.check(own, other, probes, recipe.model.context, writes(recipe))
 
 
 def _same_tokens(opened: OpenRun, folder: Path, probes: list[Probe]) -> None:
@@ -151,6 +178,8 @@ def verify(folder: Path) -> int:
 
 def lines_of(outcome: dict[str, Any]) -> list[str]:
     """The outcome for people."""
+    if "not_run" in outcome:
+        return [f"NOT RUN: {outcome['not_run']}", f"instead: {outcome['instead']}"]
     if "figures" in outcome:
         figures = {name: Figure(**figure) for name, figure in outcome["figures"].items()}
         return [f"{name.replace('_', ' '):<15} {figure}  {figure.definition}" for name, figure in figures.items()]

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from zenspeed.config import InputError
-from zenspeed.export.graph import DecoderGraph, graph_of
+from zenspeed.export.graph import NAMES, EncoderGraph, graphs_of
 from zenspeed.export.probe import Probe
-from zenspeed.models.build import Model
 
 
 class Runtime(Protocol):
@@ -21,18 +19,9 @@ class Runtime(Protocol):
 
     def output(self, probe: Probe) -> np.ndarray: ...
 
-    def greedy(self, tokens: np.ndarray, num: int) -> list[int]:
-        """The likeliest continuation, through the runtime's own cache where it has one."""
+    def greedy(self, probe: Probe, num: int) -> list[int]:
+        """The likeliest continuation of its tokens, through the runtime's own cache where it has one."""
         ...
-
-
-def likeliest(runtime: Runtime, tokens: np.ndarray, num: int) -> list[int]:
-    """Greedy tokens without a cache: the whole text again for each."""
-    found: list[int] = []
-    for _ in range(num):
-        text = np.concatenate([tokens, np.array(found, np.int64)])
-        found.append(int(runtime.output(Probe(text, None, None))[-1].argmax()))
-    return found
 
 
 class Own:
@@ -45,40 +34,59 @@ class Own:
     def output(self, probe: Probe) -> np.ndarray:
         tokens = torch.from_numpy(probe.tokens)[None]
         types = None if probe.token_types is None else torch.from_numpy(probe.token_types)[None]
-        inputs: dict[str, Any] = {"tokens": tokens} | ({} if types is None else {"token_types": types})
-        return self.model(**inputs)[0].float().numpy()
+        source = None if probe.source is None else torch.from_numpy(probe.source)[None]
+        inputs: dict[str, Any] = {"tokens": tokens, "token_types": types, "source": source}
+        return self.model(**{name: value for name, value in inputs.items() if value is not None})[0].float().numpy()
 
-    def greedy(self, tokens: np.ndarray, num: int) -> list[int]:
-        return likeliest(self, tokens, num)
+    def greedy(self, probe: Probe, num: int) -> list[int]:
+        """Without a cache: the whole text again for each token."""
+        found: list[int] = []
+        for _ in range(num):
+            text = np.concatenate([probe.tokens, np.array(found, np.int64)])
+            found.append(int(self.output(probe._replace(tokens=text))[-1].argmax()))
+        return found
 
 
-class _Graph(ABC):
-    """A graph of tensors, whoever runs it."""
+class _Graphs(ABC):
+    """Graphs of tensors, whoever runs them."""
 
-    def __init__(self, decoder: bool, past_shape: tuple[int, ...]) -> None:
-        self.decoder, self._past_shape = decoder, past_shape
+    def __init__(self, model: nn.Module) -> None:
+        self.graphs = graphs_of(model)
+        config: Any = model.config
+        layers = config.decoder_layers if "decoder" in self.graphs and config.decoder_layers else config.layers
+        # An empty past of one sequence, (L, 2, 1, G, 1, D): one place, that the mask takes away.
+        self._empty = np.zeros((layers, 2, 1, config.num_kv_heads, 1, config.head_width), np.float32)
 
     @abstractmethod
-    def run(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        """Outputs of inputs, in the order of `graph.NAMES`."""
+    def run(self, part: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Outputs of a graph for inputs by name."""
 
     def output(self, probe: Probe) -> np.ndarray:
         tokens = probe.tokens[None]
-        mask = np.ones_like(tokens)
-        if self.decoder:
-            return self.run(tokens, _behind_nothing(mask.shape[1]), np.zeros(self._past_shape, np.float32))[0][0]
-        types = np.zeros_like(tokens) if probe.token_types is None else probe.token_types[None]
-        return self.run(tokens, mask, types)[0][0]
+        if isinstance(self.graphs.get("model"), EncoderGraph):
+            types = np.zeros_like(tokens) if probe.token_types is None else probe.token_types[None]
+            return self.run("model", {"tokens": tokens, "mask": np.ones_like(tokens), "token_types": types})[0][0]
+        part, read = self._read(probe)
+        return self.run(part, {"tokens": tokens, "mask": _behind_nothing(len(probe.tokens)), "past": self._empty} | read)[0][0]
 
-    def greedy(self, tokens: np.ndarray, num: int) -> list[int]:
+    def greedy(self, probe: Probe, num: int) -> list[int]:
+        part, read = self._read(probe)
         found: list[int] = []
-        new, past = tokens[None], np.zeros(self._past_shape, np.float32)
+        new, past = probe.tokens[None], self._empty
         for _ in range(num):
             mask = _behind_nothing(past.shape[4] - 1 + new.shape[1])
-            logits, past = self.run(new, mask, past)
+            logits, past = self.run(part, {"tokens": new, "mask": mask, "past": past} | read)
             found.append(int(logits[0, -1].argmax()))
             new = np.array([[found[-1]]], np.int64)
         return found
+
+    def _read(self, probe: Probe) -> tuple[str, dict[str, np.ndarray]]:
+        """The graph that writes, and what it needs of the source."""
+        if probe.source is None:
+            return "model", {}
+        tokens = probe.source[None]
+        mask = np.ones_like(tokens)
+        return "decoder", {"source_mask": mask, "memory": self.run("encoder", {"tokens": tokens, "mask": mask})[0]}
 
 
 def _behind_nothing(num: int) -> np.ndarray:
@@ -86,43 +94,41 @@ def _behind_nothing(num: int) -> np.ndarray:
     return np.array([[0] + [1] * num], np.int64)
 
 
-def past_shape(model: nn.Module) -> tuple[int, ...]:
-    """Of an empty past of one sequence, (L, 2, 1, G, 1, D): one place, that the mask takes away."""
-    config: Any = model.config
-    return (config.layers, 2, 1, config.num_kv_heads, 1, config.head_width)
-
-
-class Onnx(_Graph):
+class Onnx(_Graphs):
     """onnxruntime on the CPU."""
 
-    def __init__(self, path: Path, model: nn.Module) -> None:
+    def __init__(self, folder: Path, model: nn.Module) -> None:
         import onnxruntime
 
-        super().__init__(not isinstance(model, Model), past_shape(model))
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self._names = [i.name for i in self._session.get_inputs()]
+        super().__init__(model)
+        providers = ["CPUExecutionProvider"]
+        self._sessions = {
+            part: onnxruntime.InferenceSession(str(folder / f"{part}.onnx"), providers=providers) for part in self.graphs
+        }
 
-    def run(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        named = dict(zip(("tokens", "mask", "past" if self.decoder else "token_types"), inputs, strict=True))
-        return self._session.run(None, {name: named[name] for name in self._names})
+    def run(self, part: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        session = self._sessions[part]
+        return session.run(None, {i.name: inputs[i.name] for i in session.get_inputs()})
 
 
-class Program(_Graph):
-    """A program of torch.export, loaded from its file."""
+class Programs(_Graphs):
+    """Programs of torch.export, loaded from their files."""
 
-    def __init__(self, path: Path, model: nn.Module) -> None:
-        super().__init__(isinstance(graph_of(model), DecoderGraph), past_shape(model))
-        self._module = torch.export.load(path).module(check_guards=False)
+    def __init__(self, folder: Path, model: nn.Module) -> None:
+        super().__init__(model)
+        self._modules = {part: torch.export.load(folder / f"{part}.pt2").module(check_guards=False) for part in self.graphs}
 
     @torch.no_grad()
-    def run(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        found = self._module(*map(torch.from_numpy, inputs))
+    def run(self, part: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        names = NAMES[type(self.graphs[part])][0]
+        found = self._modules[part](*(torch.from_numpy(inputs[name]) for name in names))
         return [t.numpy() for t in (found if isinstance(found, tuple) else (found,))]
 
 
 CLASSES = {
     "language_model": "AutoModelForCausalLM", "classification": "AutoModelForSequenceClassification",
     "masked_lm": "AutoModelForMaskedLM", "span_qa": "AutoModelForQuestionAnswering", "similarity": "AutoModel",
+    "chat": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM", "span_corruption": "AutoModelForSeq2SeqLM",
 }  # fmt: skip
 """The class of transformers for a run of a task."""
 
@@ -130,17 +136,18 @@ CLASSES = {
 class Transformers:
     """The package `transformers`, in fp32."""
 
-    def __init__(self, folder: Path, kind: str, pool: str) -> None:
+    def __init__(self, folder: Path, kind: str, pool: str, writes: bool) -> None:
         import transformers
 
-        if kind not in CLASSES:
-            raise InputError(f"export: no class of transformers for a run of {kind}")
+        transformers.utils.logging.disable_progress_bar()
         self._kind, self._pool = kind, pool
         self._model = getattr(transformers, CLASSES[kind]).from_pretrained(folder, dtype=torch.float32).eval()
+        if writes:
+            self._model.generation_config.eos_token_id = None  # so many tokens are asked, whatever they are
 
     @torch.inference_mode()
     def output(self, probe: Probe) -> np.ndarray:
-        inputs = {"input_ids": torch.from_numpy(probe.tokens)[None]}
+        inputs = _inputs(probe)
         if probe.token_types is not None:
             inputs["token_type_ids"] = torch.from_numpy(probe.token_types)[None]
         found = self._model(**inputs)
@@ -153,10 +160,16 @@ class Transformers:
         return found.logits[0].numpy()
 
     @torch.inference_mode()
-    def greedy(self, tokens: np.ndarray, num: int) -> list[int]:
-        text = torch.from_numpy(tokens)[None]
-        # The mask is given, for a mask that is guessed leaves out what is equal to the padding; nothing ends the text.
-        found = self._model.generate(
-            text, attention_mask=torch.ones_like(text), max_new_tokens=num, min_new_tokens=num, do_sample=False, pad_token_id=0
-        )
-        return found[0, len(tokens) :].tolist()
+    def greedy(self, probe: Probe, num: int) -> list[int]:
+        inputs = _inputs(probe)
+        # The mask is given, for a mask that is guessed leaves out what is equal to the padding.
+        mask = torch.ones_like(inputs["input_ids"])
+        found = self._model.generate(**inputs, attention_mask=mask, max_new_tokens=num, do_sample=False, pad_token_id=0)
+        return found[0, len(probe.tokens) :].tolist()
+
+
+def _inputs(probe: Probe) -> dict[str, torch.Tensor]:
+    tokens = torch.from_numpy(probe.tokens)[None]
+    if probe.source is None:
+        return {"input_ids": tokens}
+    return {"input_ids": torch.from_numpy(probe.source)[None], "decoder_input_ids": tokens}

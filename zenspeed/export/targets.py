@@ -14,7 +14,7 @@ import torch.fx.experimental._config
 from torch import nn
 
 from zenspeed.config import InputError
-from zenspeed.export.graph import NAMES, dynamic_shapes, graph_of
+from zenspeed.export.graph import NAMES, Graph, dynamic_shapes, graphs_of
 from zenspeed.models.hf import to_huggingface
 from zenspeed.text.tokenizer import Tokenizer
 
@@ -34,39 +34,38 @@ def write_huggingface(model: nn.Module, tokenizer: Tokenizer, folder: Path, labe
     (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": end, "eos_token_id": end}, indent=2) + "\n")
 
 
-def _program(model: nn.Module) -> Any:
-    graph = graph_of(model)
+def _program(graph: Graph) -> Any:
     # Sizes of 0 and 1 are sizes like others: a decoder reads one token of one text at a time.
     with torch.no_grad(), _quiet(), torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        return torch.export.export(graph, graph.example(), dynamic_shapes=dynamic_shapes(graph), strict=False), graph
+        return torch.export.export(graph, graph.example(), dynamic_shapes=dynamic_shapes(graph), strict=False)
 
 
-def write_program(model: nn.Module, path: Path) -> None:
-    """A .pt2 file for `torch.export.load(path).module(check_guards=False)`, without any code of ours.
+def write_programs(model: nn.Module, folder: Path) -> None:
+    """A .pt2 file of each graph for `torch.export.load(path).module(check_guards=False)`, without any code of ours.
 
     Its guards say that a size is not 1, where the tracer took the general way; that way is right for 1 as well, as the gate
     shows by generating token by token.
     """
-    program, _ = _program(model)
-    torch.export.save(program, path)
+    for part, graph in graphs_of(model).items():
+        torch.export.save(_program(graph), folder / f"{part}.pt2")
 
 
-def write_onnx(model: nn.Module, path: Path, bits: Bits | None) -> None:
-    """An .onnx file, weights inside; with `bits` those of the products in fewer bits, int8 a column or int4 a block."""
+def write_onnx(model: nn.Module, folder: Path, bits: Bits | None) -> None:
+    """An .onnx file of each graph, weights inside; with `bits` those of products in int8 a column or int4 a block."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
             __import__(package)
         except ImportError:
             raise InputError(f"--to onnx: needs the package {package}; install zenspeed[export]") from None
-    program, graph = _program(model)
-    inputs, outputs = NAMES[type(graph)]
-    with _quiet():
-        written: Any = torch.onnx.export(
-            program, dynamo=True, input_names=inputs, output_names=outputs, opset_version=OPSET, verbose=False
-        )
-        written.save(path)
-        if bits is not None:
-            _quantize(path, bits)
+    for part, graph in graphs_of(model).items():
+        path, (inputs, outputs) = folder / f"{part}.onnx", NAMES[type(graph)]
+        with _quiet():
+            written: Any = torch.onnx.export(
+                _program(graph), dynamo=True, input_names=inputs, output_names=outputs, opset_version=OPSET, verbose=False
+            )
+            written.save(path)
+            if bits is not None:
+                _quantize(path, bits)
 
 
 def _quantize(path: Path, bits: Bits) -> None:

@@ -135,17 +135,23 @@ def _read_config(folder: Path) -> tuple[Family, dict[str, Any], dict[str, Any]]:
     return family, theirs, fields
 
 
-def to_huggingface(
-    model: nn.Module, folder: Path | str, end_of_text: int | None = None, label_names: Sequence[str] = ()
-) -> None:
-    """Writes `folder`/config.json and model.safetensors, which `transformers` opens as one of `FAMILIES`.
+class Layout(NamedTuple):
+    """A model as Hugging Face names it."""
 
-    `end_of_text` becomes the config's bos and eos token. Each file appears whole or not at all.
+    kind: str
+    """model_type, a key of `FAMILIES`."""
+    config: dict[str, Any]
+    """What config.json holds."""
+    tensors: dict[str, Tensor]
+
+
+def huggingface_layout(model: nn.Module, end_of_text: int | None = None, label_names: Sequence[str] = ()) -> Layout:
+    """The model's weights and config in the family that fits; `end_of_text` becomes the config's bos and eos token.
 
     Raises:
         InputError: the model has no such layout; the keys that stand in the way are named.
     """
-    folder, config = Path(folder), model.config
+    config = model.config
     assert isinstance(config, ModelConfig)
     head: Head = getattr(model, "kind", "language")
     in_the_way = {name: obstacles(config, family, head) for name, family in FAMILIES.items()}
@@ -167,12 +173,24 @@ def to_huggingface(
     }  # fmt: skip
     if head == "label":
         theirs |= _label_names(int(model.labels), label_names)  # type: ignore[arg-type]
+    return Layout(kind, theirs, tensors)
+
+
+def to_huggingface(
+    model: nn.Module, folder: Path | str, end_of_text: int | None = None, label_names: Sequence[str] = ()
+) -> None:
+    """Writes `folder`/config.json and model.safetensors, which `transformers` opens as one of `FAMILIES`.
+
+    Each file appears whole or not at all; errors as of `huggingface_layout`.
+    """
+    folder, layout, config = Path(folder), huggingface_layout(model, end_of_text, label_names), model.config
+    assert isinstance(config, ModelConfig)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{WEIGHTS}"
-    save_file(tensors, temporary, metadata={"format": "pt"})
+    save_file(layout.tensors, temporary, metadata={"format": "pt"})
     temporary.replace(folder / WEIGHTS)
-    write_atomically(folder / "config.json", json.dumps(theirs, indent=2) + "\n")
-    if head == "embedding":
+    write_atomically(folder / "config.json", json.dumps(layout.config, indent=2) + "\n")
+    if getattr(model, "kind", "language") == "embedding":
         (folder / _POOLING).parent.mkdir(exist_ok=True)
         modes = {key: config.pool == pool for pool, key in _POOLING_KEYS.items()}
         write_atomically(folder / _POOLING, json.dumps({"word_embedding_dimension": config.width, **modes}, indent=2) + "\n")
