@@ -33,6 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zenspeed.config import InputError, write_atomically
+from zenspeed.runstore import RunStore, meet
 
 FORMAT = 1
 Entry = list[Any]  # [name, kind, shape, start, stop, key]
@@ -41,8 +42,18 @@ Entry = list[Any]  # [name, kind, shape, start, stop, key]
 class Checkpointer:
     """Saves checkpoints of one run, in the background, and forgets old ones; `keep` None: keeps all."""
 
-    def __init__(self, folder: Path, keep: int | None = 2, keep_best: bool = True, wait_seconds: float = 300.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int | None = 2,
+        keep_best: bool = True,
+        wait_seconds: float = 300.0,
+        store: RunStore | None = None,
+        meet_seconds: float | None = None,
+    ) -> None:
         self.folder, self.keep, self.keep_best, self.wait_seconds = folder, keep, keep_best, wait_seconds
+        self.store = store
+        """Object storage where each checkpoint is sent as well."""
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         if self.rank == 0:
             try:
@@ -54,8 +65,15 @@ class Checkpointer:
         # A name of this attempt that all ranks know, so that leftovers of a killed one are never mistaken for ours. They get it
         # when rank 0 has cleaned up, so that nothing of theirs is taken away.
         attempt = torch.frombuffer(bytearray(os.urandom(4)), dtype=torch.int32).abs().long()
+        if self.rank == 0:
+            if store is not None:
+                store.clean()
+            (folder / f".{int(attempt):08x}").touch()
         dist.broadcast(attempt, src=0)
         self.attempt = f"{int(attempt):08x}"
+        # Network folders may show late what is new in them, which matters more where there is no other place to meet.
+        meet_seconds = meet_seconds or (5.0 if store else 60.0)
+        self.shared = meet(folder, f".{self.attempt}", meet_seconds, store is not None)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -109,6 +127,8 @@ class Checkpointer:
             save_file(tensors, path)
             _flush(path)
             write_atomically(path.with_suffix(".json"), json.dumps(part))
+            if self.store is not None:
+                self.store.put_part(partial, f"{name}.{self.attempt}", self.rank, remove=not self.shared)
             if self.rank == 0:
                 self._commit(step, name, partial, state)
         except OSError as error:
@@ -127,6 +147,8 @@ class Checkpointer:
             if time.monotonic() > deadline:
                 ranks = ", ".join(map(str, missing))
                 raise InputError(f"checkpoint of step {step}: no files from rank {ranks} after {self.wait_seconds:.0f} s")
+            if self.store is not None:
+                self.store.get_parts(partial, f"{name}.{self.attempt}", missing)
             time.sleep(0.01)
         files = [_describe(path.with_suffix(suffix)) for path in parts for suffix in (".safetensors", ".json")]
         manifest = {"format": FORMAT, "step": step, "ranks": self.ranks, "files": files, "state": state}
@@ -137,6 +159,8 @@ class Checkpointer:
         partial.rename(final)
         _flush(self.folder)
         write_atomically(self.folder / "latest", final.name)
+        if self.store is not None:
+            self.store.commit(final, f"{name}.{self.attempt}")
         if self.keep is not None:
             self._forget_old(self.keep)
 
@@ -148,6 +172,8 @@ class Checkpointer:
             kept |= {min(scored, key=lambda pair: pair[0])[1]} if scored else set()
         for checkpoint in set(checkpoints) - kept:
             shutil.rmtree(checkpoint, ignore_errors=True)
+            if self.store is not None:
+                self.store.forget(checkpoint.name)
 
     def _explain(self, step: int, error: Exception) -> str:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

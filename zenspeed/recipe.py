@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import codecs
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from zenspeed.config import Config
 from zenspeed.models.presets import ModelConfig
+from zenspeed.storage import is_remote, local_place
 from zenspeed.text.clean_config import CleanConfig
 
 
@@ -21,9 +22,25 @@ class RunConfig(Config):
     name: str | None = None
     """Name of the run; null: made from the data's name and the time."""
     folder: Path | None = None
-    """Where the run is written; null: runs/<name>."""
+    """Where the run is written; null: runs/<name>. An address, s3://bucket/mine, says two things: folder: runs/mine, and
+    storage: s3://bucket/mine."""
+    storage: str | None = None
+    """Address in object storage where the run is kept as well: each checkpoint when it is complete, and all other files."""
     seed: int = Field(1, ge=0)
     """Seed of initialisation, sample order and dropout."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kept_in_storage(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(folder := data.get("folder"), str) and is_remote(folder):
+            return data | {"folder": local_place(folder), "storage": folder.rstrip("/")}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if self.storage is not None and not is_remote(self.storage):
+            raise ValueError(f"storage: {self.storage} is no address; expected s3://bucket/run")
+        return self
 
 
 class SourceConfig(Config):

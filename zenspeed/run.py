@@ -15,6 +15,7 @@ from zenspeed.config import InputError, load, validate
 from zenspeed.models.build import build_model
 from zenspeed.models.heads import Head
 from zenspeed.recipe import Recipe
+from zenspeed.runstore import RunStore
 from zenspeed.text.tokenizer import Tokenizer
 
 HEADS: dict[str, Head] = {
@@ -69,14 +70,20 @@ class Begun(NamedTuple):
     checkpoint: Path
 
 
-def begun(folder: Path | None, overrides: Sequence[str] = (), checkpoint: str | None = None) -> Begun | None:
+def begun(
+    folder: Path | None, overrides: Sequence[str] = (), checkpoint: str | None = None, storage: str | None = None
+) -> Begun | None:
     """The run in `folder` as of a checkpoint, with `section.key=value` overrides; None where it has none yet.
+
+    `storage`: where the run is kept as well; a newer checkpoint there is fetched first.
 
     Raises:
         InputError: no folder is named, no such checkpoint, or a damaged one.
     """
     if folder is None:
         raise InputError("run.folder: is not given, so each start makes a new one; name it: --set run.folder=runs/mine")
+    if storage is not None:
+        RunStore(storage).fetch(folder, checkpoint)
     if checkpoint is None and not list_checkpoints(folder / "checkpoints"):
         return None
     found = find_checkpoint(folder, checkpoint)

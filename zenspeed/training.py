@@ -36,6 +36,7 @@ from zenspeed.recipe import Recipe
 from zenspeed.report.page import write_report
 from zenspeed.resolve import resolve
 from zenspeed.runlog import RunLog, plot_loss
+from zenspeed.runstore import RunStore
 from zenspeed.tasks.base import Place, Task
 from zenspeed.tasks.models import adopt_pretrained, load_report
 from zenspeed.tasks.open import open_task
@@ -98,7 +99,7 @@ def train(
             run = _set_up(recipe, here, display, resume, joins=bool(number))
             try:
                 with memory_limit(recipe.train.memory, here.device, _local_ranks(here)):
-                    return (loop or _loop)(run, interrupt)
+                    result = (loop or _loop)(run, interrupt)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -106,6 +107,9 @@ def train(
             finally:
                 display.close()
                 run.log.close()
+            if run.checkpointer.store is not None and here.rank == 0:
+                run.checkpointer.store.put_files(run.folder)
+            return result
 
 
 class Run(NamedTuple):
@@ -136,6 +140,11 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None, 
     if checkpoint is None and not joins and list_checkpoints(folder / "checkpoints"):
         raise InputError(
             f"{folder}: holds a run already; go on with it: zenspeed resume {folder}, or give another: --set run.folder=…"
+        )
+    store = RunStore(recipe.run.storage) if recipe.run.storage else None
+    if store is not None and checkpoint is None and store.checkpoints():
+        raise InputError(
+            f"{store.url}: holds a run already; go on with it: zenspeed resume {store.url}, or give another address"
         )
     task = _open_task_once(recipe, here, display)
     recipe = task.recipe
@@ -169,7 +178,7 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None, 
     )
     if checkpoint:
         _restore(checkpoint, engine, counters, task, here)
-    checkpointer = Checkpointer(folder / "checkpoints", recipe.checkpoint.keep, recipe.checkpoint.keep_best)
+    checkpointer = Checkpointer(folder / "checkpoints", recipe.checkpoint.keep, recipe.checkpoint.keep_best, store=store)
     if here.rank == 0:
         write_atomically(folder / "recipe.yaml", dump(recipe))
         task.tokenizer.save(folder / "tokenizer")

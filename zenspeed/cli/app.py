@@ -25,7 +25,19 @@ Source = Annotated[
     str | None, typer.Argument(help="A recipe (.yaml), or a text: file, folder, glob, python-docs.", show_default=False)
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Changes any key of the recipe.")]
-RunFolder = Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)]
+
+
+def run_here(run: Path | None) -> Path | None:
+    """The folder of a run; one that is named by its address in object storage is fetched into runs/."""
+    scheme, separator, rest = str(run).partition(":/")  # of the two slashes a Path keeps one
+    if not separator or "/" in scheme:
+        return run
+    from zenspeed.runstore import local_run
+
+    return local_run(f"{scheme}://{rest}")
+
+
+RunFolder = Annotated[Path, typer.Argument(callback=run_here, help="A run's folder, or s3://bucket/run.", show_default=False)]
 CheckpointName = Annotated[str | None, typer.Option(help="latest, best, or a step's folder; default: latest.")]
 
 

@@ -9,14 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from zenspeed.cli.app import CheckpointName, Sets, app, write_json
+from zenspeed.cli.app import CheckpointName, Sets, app, run_here, write_json
 from zenspeed.errors import InputError
 
 
 @app.command()
 def evaluate(
     run: Annotated[
-        Path | None, typer.Argument(help="A run's folder, or one of Hugging Face layout.", show_default=False)
+        Path | None,
+        typer.Argument(callback=run_here, help="A run's folder, or one of Hugging Face layout.", show_default=False),
     ] = None,
     data: Annotated[
         list[str] | None,

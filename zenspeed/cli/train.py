@@ -44,7 +44,7 @@ def train(
     from the data, and said; --set changes any of them.
     """
     recipe = _recipe_of(source, sets or [], task, context.args)
-    if go_on and _go_on(recipe.run.folder, sets):
+    if go_on and _go_on(recipe.run.folder, sets, storage=recipe.run.storage):
         return
     preparing = _prepare_meanwhile(recipe) if not servers else None
     from zenspeed.server.run import train as run
@@ -125,12 +125,12 @@ def resume(run: RunFolder, checkpoint: CheckpointName = None, sets: Sets = None)
         raise InputError(f"{run}: {'holds no complete checkpoint' if run.exists() else 'no such run folder'}")
 
 
-def _go_on(folder: Path | None, sets: list[str] | None, checkpoint: str | None = None) -> bool:
+def _go_on(folder: Path | None, sets: list[str] | None, checkpoint: str | None = None, storage: str | None = None) -> bool:
     """Trains on from a checkpoint; false where there is none."""
     from zenspeed.run import begun
     from zenspeed.server.run import train as run
 
-    found = begun(folder, sets or (), checkpoint)
+    found = begun(folder, sets or (), checkpoint, storage)
     if found is None:
         return False
     _report(run(found.recipe, resume=found.checkpoint))

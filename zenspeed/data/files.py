@@ -11,24 +11,28 @@ from zenspeed.config import InputError, nearest
 from zenspeed.data.hub import HUB, hub_files
 from zenspeed.data.read_arrow import is_saved_dataset, saved_dataset_files
 from zenspeed.data.streams import COMPRESSED, suffix_of
+from zenspeed.storage import fetch_files, is_remote
 
 PYTHON_DOCS = "python-docs"
 TEXT_SUFFIXES = (".txt", ".md", ".py", ".rst")
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+CACHE = Path("~/.cache/zenspeed")
 SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES)
 """What is read in a folder, compressed or not; a file named by itself may have any suffix, and is plain text then."""
 
 
-def source_files(source: str, *, split: str = "train", endpoint: str | None = None) -> list[Path]:
+def source_files(source: str, *, split: str = "train", endpoint: str | None = None, cache: Path = CACHE) -> list[Path]:
     """The files that `source` names, in the order they are read, each with something in it.
 
-    `split` and `endpoint` are of saved datasets and the hub.
+    `split` and `endpoint` are of saved datasets and the hub; `cache` is for copies of what lies in object storage.
 
     Raises:
         InputError: there is none.
     """
     if source.startswith(HUB):
         return hub_files(source, split, endpoint, SUFFIXES)
+    if is_remote(source):
+        return fetch_files(source, cache, (*SUFFIXES, *(s + c for s in SUFFIXES for c in COMPRESSED)))
     path = Path(source).expanduser()
     try:
         if path.is_dir():

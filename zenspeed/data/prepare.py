@@ -157,7 +157,7 @@ def _content(source: str, data: DataConfig, cache: Path) -> str:
     if source == PYTHON_DOCS:
         return f"{PYTHON_DOCS} {python_docs.identity()}"
     seen = hashlib.sha256()
-    files = source_files(source, split=data.split, endpoint=data.endpoint)
+    files = source_files(source, split=data.split, endpoint=data.endpoint, cache=data.cache)
     for path in files:
         status = path.stat()
         seen.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))

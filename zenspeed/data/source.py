@@ -116,7 +116,7 @@ def _documents_of(config: DataConfig, part: SourceConfig, report: ReadReport) ->
     if source == PYTHON_DOCS:
         yield from python_docs()
         return
-    files = source_files(source, split=config.split, endpoint=config.endpoint)
+    files = source_files(source, split=config.split, endpoint=config.endpoint, cache=config.cache)
     size = _section_size(config.section_characters, files)
     anything, bad_before = False, report.bad_rows
     for path in files:
