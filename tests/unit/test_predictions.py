@@ -16,6 +16,7 @@ from zenspeed.evaluate.classify import confusion, label_figures
 from zenspeed.evaluate.compare import compare_files
 from zenspeed.evaluate.curves import roc_area
 from zenspeed.evaluate.interval import Figure, Undefined, wilson
+from zenspeed.evaluate.measures import Scores, score_figures
 from zenspeed.evaluate.paired import holm, mcnemar
 from zenspeed.evaluate.predictions import read_predictions
 from zenspeed.evaluate.score import Options, lines_of, score_file
@@ -205,3 +206,38 @@ def test_p_values() -> None:
         expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
         assert mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9)
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_rankings(tmp_path: Path) -> None:
+    """Those that a run of task similarity writes, and lists where several belong to a query; null is not found."""
+    good = [{"text": f"q{i}", "text_pair": "x", "prediction": 0.5, "rank": 1 + i % 3, "candidates": 9} for i in range(60)]
+    bad = [{**row, "rank": None if i % 2 else [3, 1]} for i, row in enumerate(good)]
+    a, b = write(tmp_path / "a.jsonl", good), write(tmp_path / "b.jsonl", bad)
+    found = {f["name"]: f for f in score_file(a)["figures"]}
+    assert found["mrr"]["value"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3) and found["recall@1"]["value"] == pytest.approx(
+        1 / 3
+    )
+    assert found["mrr"]["low"] < found["mrr"]["value"] < found["mrr"]["high"]
+    assert score_file(b)["mistakes"][0]["rank"] is None
+    (mrr,) = compare_files([a, b])
+    assert mrr.metric == "mrr" and mrr.value_second == pytest.approx(0.5) and mrr.low < mrr.difference < mrr.high
+    with pytest.raises(InputError, match="row 2: rank is 0"):
+        score_file(write(tmp_path / "c.jsonl", [{"rank": 1}, {"rank": 0}]))
+    with pytest.raises(InputError, match="nothing to compare it with"):
+        score_file(write(tmp_path / "d.jsonl", [{"text": "a", "text_pair": "b", "prediction": 0.3}]))
+
+
+def test_intervals_of_macro_areas_are_as_wide_as_resampling_says() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.choice(3, 400, p=[0.6, 0.3, 0.1])
+    values = np.eye(3)[truth] + rng.normal(0, 0.8, (400, 3))
+    figures = score_figures(Scores(["a", "b", "c"], values, truth))
+    for name, of in (("roc_auc", metrics.roc_auc_score), ("average_precision", metrics.average_precision_score)):
+        figure = figures[f"{name}_macro"]
+        assert isinstance(figure, Figure) and figure.low is not None and figure.high is not None
+        assert figure.value == pytest.approx(of(np.eye(3)[truth], values, average="macro"))
+        drawn = [rng.integers(400, size=400) for _ in range(300)]
+        spread = np.std([of(np.eye(3)[truth[rows]], values[rows], average="macro") for rows in drawn])
+        assert (figure.high - figure.low) / (2 * 1.96 * spread) == pytest.approx(1, abs=0.2)
+    one = score_figures(Scores(["a", "b"], values[:20, :2], np.array([0] * 19 + [1])))
+    assert isinstance(one["roc_auc_macro"], Figure) and one["roc_auc_macro"].low is None

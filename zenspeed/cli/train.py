@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zenspeed.cli.app import CheckpointName, RunFolder, Sets, Source, app, recipe_of
+from zenspeed.cli.chosen import TaskName, recipe_or_chosen
 from zenspeed.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,17 +21,13 @@ if TYPE_CHECKING:
 ServerAddresses = Annotated[list[str] | None, typer.Option("--server", hidden=True)]  # of a launched worker
 ServerKey = Annotated[Path | None, typer.Option("--server-key", hidden=True)]
 
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
     source: Source = None,
     sets: Sets = None,
-    task: Annotated[
-        str | None, typer.Option(help="classification, seq2seq …: chooses all the rest by itself, from the data.")
-    ] = None,
+    task: TaskName = None,
     go_on: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in run.folder where it has begun: for jobs that are restarted.")
     ] = False,
@@ -43,7 +40,7 @@ def train(
     --context … (every key of a recipe's task section is one). Tokenizer, model, lengths, batch and schedule are then chosen
     from the data, and said; --set changes any of them.
     """
-    recipe = _recipe_of(source, sets or [], task, context.args)
+    recipe = recipe_or_chosen(source, sets or [], task, context.args)
     if go_on and _go_on(recipe.run.folder, sets, storage=recipe.run.storage):
         return
     preparing = _prepare_meanwhile(recipe) if not servers else None
@@ -58,42 +55,6 @@ def _place(servers: list[str] | None, key: Path | None) -> Place | None:
     from zenspeed.server.run import Place
 
     return Place(servers, key) if servers and key is not None else None
-
-
-def _recipe_of(source: str | None, sets: list[str], task: str | None, arguments: list[str]) -> Recipe:
-    """The recipe of a file; or, for a table and where options speak of a task, one that is chosen from the data."""
-    keys = _task_keys(arguments)
-    is_recipe = source is not None and source.endswith((".yaml", ".yml"))
-    if is_recipe or source is None:
-        if task is not None or keys:
-            option = "--task" if task is not None else f"--{next(iter(keys))}"
-            raise InputError(f"{option}: is for data; a recipe has --set task.… (zenspeed train DATA --task NAME)")
-        return recipe_of(source, sets)
-    from zenspeed.data.streams import suffix_of
-
-    table = suffix_of(Path(source)) in TABLES or source.startswith("hf:")
-    if task is None and not keys and (not table or any(part.startswith("task.") for part in sets)):
-        return recipe_of(source, sets)
-    from zenspeed.config import load
-    from zenspeed.recipe import Recipe
-    from zenspeed.tasks.choose import choose
-
-    chosen = choose(source, task, keys, sets)
-    if os.environ.get("RANK", "0") == "0":
-        print("\n".join(chosen.lines), flush=True)
-    return load(Recipe, None, sets, base=chosen.recipe)
-
-
-def _task_keys(arguments: list[str]) -> dict[str, str]:
-    """`--text review --label=sentiment` as keys of the task section; others are refused."""
-    keys: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        name, separator, value = rest.pop(0).partition("=")
-        if not name.startswith("--") or (not separator and not rest):
-            raise InputError(f"{name}: unexpected; columns are named by --text COLUMN, keys are set by --set SECTION.KEY=VALUE")
-        keys[name.removeprefix("--").replace("-", "_")] = value if separator else rest.pop(0)
-    return keys
 
 
 def _prepare_meanwhile(recipe: Recipe) -> multiprocessing.process.BaseProcess | None:

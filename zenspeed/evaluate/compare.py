@@ -26,6 +26,8 @@ VERSION = 1
 _POWER = 2.8  # standard errors of a difference that is found in 80 of 100 cases at p < 0.05
 _PER_CENT = ("accuracy", "exact_match", "token_f1", "balanced_accuracy", "f1_macro", "rouge1", "rouge2", "rougeL")
 
+_COMPARED = {"texts": ["exact_match", "chrf"], "numbers": ["spearman"], "ranks": ["mrr"]}
+
 
 class Comparison(NamedTuple):
     """A measure of `second` minus that of `first`, on rows matched by `matched_by`."""
@@ -82,7 +84,8 @@ class System(NamedTuple):
 
 
 def compare_files(paths: Sequence[Path], metric: str | None = None) -> list[Comparison]:
-    """Compares every pair of systems. metric: None: accuracy of labels, Spearman's of numbers, exact match and chrF of texts.
+    """Compares every pair of systems. metric: None: accuracy of labels, Spearman's of numbers, exact match and chrF of texts,
+    MRR of rankings.
 
     Raises:
         InputError: fewer than two systems, files that are not of the same rows, or a metric that they do not have.
@@ -120,7 +123,11 @@ def _pair(a: System, b: System, metric: str | None) -> list[Comparison]:
     by = matched[0][1]
     of_a = [first, *(p for p, _ in matched[: len(a.runs) - 1])]
     of_b = [p for p, _ in matched[len(a.runs) - 1 :]]
-    wanted = [metric] if metric else {"texts": ["exact_match", "chrf"], "numbers": ["spearman"]}.get(first.kind, ["accuracy"])
+    wanted = (
+        [metric]
+        if metric
+        else {"texts": ["exact_match", "chrf"], "numbers": ["spearman"], "ranks": ["mrr"]}.get(first.kind, ["accuracy"])
+    )
     labels = None
     if first.kind == "labels":
         labels = sorted({x for p in (*of_a, *of_b) for column in ("label", "prediction") for x in p.column(column)})
@@ -169,7 +176,7 @@ def match(a: Predictions, b: Predictions) -> tuple[Predictions, str]:
     if a.kind != b.kind:
         raise InputError(f"{b.path}: holds {b.kind}, {a.path} {a.kind}; compare answers of one kind")
     for i, (x, y) in enumerate(zip(a.rows, rows, strict=True)):
-        if x[a.truth] != y.get(a.truth):
+        if x.get(a.truth) != y.get(a.truth):
             raise InputError(f"{b.path}: row {i + 1} by {by} has another {a.truth} than in {a.path}; compare the same rows")
     return b._replace(rows=rows), by
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from zenspeed.errors import InputError
 from zenspeed.evaluate.interval import RESAMPLES, SEED, Array, Figure, Undefined, wilson
 
 _BINS = 256
+_GROUPS = 200
 MOST_POINTS = 200
 """Of a curve that is kept for drawing."""
 
@@ -68,7 +70,7 @@ def precision_area(positive: NDArray[np.bool_], scores: Array, definition: str) 
     if not m or m == n:
         return Undefined(n, definition, "only one class occurs")
     c = counts_above(positive, scores)
-    value = float(_average_precision(c.true_positives[None], c.false_positives[None])[0])
+    value = float(average_precision(c.true_positives[None], c.false_positives[None])[0])
     if min(m, n - m) < 2:
         return Figure(value, None, None, n, definition, "one row only of a class")
     edges = np.linspace(0, len(c.thresholds), min(_BINS, len(c.thresholds)) + 1).astype(np.int64)[1:] - 1
@@ -77,19 +79,57 @@ def precision_area(positive: NDArray[np.bool_], scores: Array, definition: str) 
     drawn = np.random.default_rng(SEED).multinomial(n, cells / n, RESAMPLES).astype(np.float64)
     d = len(edges)
     with np.errstate(invalid="ignore", divide="ignore"):
-        resampled = _average_precision(drawn[:, :d].cumsum(1), drawn[:, d:].cumsum(1))
+        resampled = average_precision(drawn[:, :d].cumsum(1), drawn[:, d:].cumsum(1))
     # Bins make the area a little different; that difference is taken out of the interval.
-    shift = value - float(_average_precision(found[None], false[None])[0])
+    shift = value - float(average_precision(found[None], false[None])[0])
     low, high = np.nanquantile(resampled, [0.025, 0.975]) + shift
     return Figure(value, max(0.0, float(low)), min(1.0, float(high)), n, definition)
 
 
-def _average_precision(true_positives: Array, false_positives: Array) -> Array:
-    """(R, d) counts above falling thresholds -> (R,)."""
+def average_precision(true_positives: Array, false_positives: Array) -> Array:
+    """(R, d) counts above falling thresholds -> (R,) areas under precision-recall curves, in steps."""
     above = true_positives + false_positives
     precision = np.divide(true_positives, above, out=np.zeros_like(above), where=above > 0)
     gained = np.diff(true_positives, prepend=0, axis=1)
     return (precision * gained).sum(1) / true_positives[:, -1]
+
+
+def mean_area(
+    of_labels: Sequence[tuple[NDArray[np.bool_], Array]], area: Callable[[Array, Array], Array], value: float, definition: str
+) -> Figure:
+    """`value`, a mean over labels of their areas, with the interval of a jackknife that leaves out groups of rows.
+
+    All labels are scored on the same rows, so their areas vary together: each group is left out of all of them at once
+    (Efron & Tibshirani 1993, chapter 11). Scores are put into bins for that, as in `precision_area`.
+
+    Args:
+        of_labels: (n,) whether each row has the label, and its score for it. area: as `roc_steps`.
+    """
+    n = len(of_labels[0][0])
+    groups = min(n, _GROUPS)
+    group = np.random.default_rng(SEED).permutation(n) % groups
+    left_out = np.zeros(groups)
+    for positive, scores in of_labels:
+        places = np.unique(-scores, return_inverse=True)[1]
+        bins = min(_BINS, int(places.max()) + 1)
+        cell = (group * 2 + positive) * bins + places * bins // (int(places.max()) + 1)
+        counts = np.bincount(cell, minlength=groups * 2 * bins).reshape(groups, 2, bins).astype(np.float64)
+        above = (counts.sum(0) - counts).cumsum(2)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            left_out += area(above[:, 1], above[:, 0]) / len(of_labels)
+    if not np.isfinite(left_out).all():
+        return Figure(value, None, None, n, definition, "a label has so few rows that without some of them it has none")
+    half = 1.959963984540054 * math.sqrt((groups - 1) * float(left_out.var()))
+    if half == 0:
+        return Figure(value, None, None, n, definition, "no row left out changes it, variance is 0")
+    return Figure(value, max(0.0, value - half), min(1.0, value + half), n, definition)
+
+
+def roc_steps(true_positives: Array, false_positives: Array) -> Array:
+    """(R, d) counts above falling thresholds -> (R,) areas under ROC curves."""
+    y = true_positives / true_positives[:, -1:]
+    before = np.concatenate([np.zeros((len(y), 1)), y[:, :-1]], 1)
+    return (np.diff(false_positives, prepend=0, axis=1) * (y + before)).sum(1) / (2 * false_positives[:, -1])
 
 
 def roc_points(positive: NDArray[np.bool_], scores: Array) -> list[list[float]]:

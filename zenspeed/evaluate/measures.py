@@ -10,9 +10,10 @@ import numpy as np
 from zenspeed.evaluate.calibration import calibration_figures
 from zenspeed.evaluate.classify import confusion, label_figures, label_measures
 from zenspeed.evaluate.correlation import number_figures, number_measures
-from zenspeed.evaluate.curves import precision_area, roc_area
+from zenspeed.evaluate.curves import average_precision, mean_area, precision_area, roc_area, roc_steps
 from zenspeed.evaluate.interval import Array, Figure, Figures, Measure, Undefined
-from zenspeed.evaluate.predictions import Predictions
+from zenspeed.evaluate.predictions import Predictions, ranks_of
+from zenspeed.evaluate.ranking import ranking_figures, ranking_measures
 from zenspeed.evaluate.written import written_figures, written_measures
 
 
@@ -45,6 +46,8 @@ def scores_of(predictions: Predictions) -> Scores | None:
 
 def figures_of(predictions: Predictions) -> Figures:
     """Figures by name, of labels, numbers or texts, as the rows hold them."""
+    if predictions.kind == "ranks":
+        return ranking_figures(ranks_of(predictions))
     truth, answers = predictions.column(predictions.truth), predictions.column("prediction")
     if predictions.kind == "texts":
         return written_figures(truth, answers)
@@ -58,22 +61,29 @@ def figures_of(predictions: Predictions) -> Figures:
 def score_figures(scores: Scores) -> Figures:
     """Areas under the curves of each label against the rest, their means over labels, and calibration."""
     figures: Figures = {}
-    for area, name, curve in ((roc_area, "roc_auc", "ROC"), (precision_area, "average_precision", "precision-recall")):
+    areas: tuple[tuple[Any, Any, str, str], ...] = (
+        (roc_area, roc_steps, "roc_auc", "ROC"),
+        (precision_area, average_precision, "average_precision", "precision-recall"),
+    )
+    for area, steps, name, curve in areas:
         found: Figures = {}
         for label in scores.labels:
             definition = f"area under the {curve} curve of {label!r} against the rest"
             found[f"{name}[{label}]"] = area(*scores.of(label), definition)
-        figures[f"{name}_macro"] = _mean_area(found, f"mean over labels of the area under the {curve} curve against the rest")
+        definition = f"mean over labels of the area under the {curve} curve against the rest"
+        figures[f"{name}_macro"] = _mean_area(scores, list(found.values()), steps, definition)
         figures |= found
     return figures | calibration_figures(scores.values, scores.truth)
 
 
-def _mean_area(areas: Figures, definition: str) -> Figure | Undefined:
-    values = [figure.value for figure in areas.values() if isinstance(figure, Figure)]
-    n = next(iter(areas.values())).n
-    if not values:
-        return Undefined(n, definition, "only one class occurs")
-    return Figure(float(np.mean(values)), None, None, n, definition, "each label's area has its own")
+def _mean_area(scores: Scores, areas: list[Figure | Undefined], steps: Any, definition: str) -> Figure | Undefined:
+    """Over labels whose area is defined."""
+    defined = [
+        (scores.of(label), area.value) for label, area in zip(scores.labels, areas, strict=True) if isinstance(area, Figure)
+    ]
+    if not defined:
+        return Undefined(areas[0].n, definition, "only one class occurs")
+    return mean_area([of for of, _ in defined], steps, float(np.mean([value for _, value in defined])), definition)
 
 
 def measures_of(
@@ -84,6 +94,9 @@ def measures_of(
     Args:
         wanted: names of those to count; None: all. labels: of all systems; None: those that occur here.
     """
+    if predictions.kind == "ranks":
+        found = ranking_measures(ranks_of(predictions))
+        return {name: measure for name, measure in found.items() if wanted is None or name in wanted}
     truth, answers = predictions.column(predictions.truth), predictions.column("prediction")
     if predictions.kind == "texts":
         return written_measures(truth, answers, wanted)

@@ -8,7 +8,7 @@ import numpy as np
 
 from zenspeed.data.duplicates import near_earlier, same_as_earlier, sketch_all
 from zenspeed.evaluate.classify import Confusion
-from zenspeed.evaluate.predictions import Predictions
+from zenspeed.evaluate.predictions import Predictions, ranks_of
 from zenspeed.evaluate.slices import text_of
 from zenspeed.evaluate.written import answer_tokens, token_f1
 
@@ -17,7 +17,10 @@ _MOST_TEXTS = 200_000
 
 
 def mistakes_of(predictions: Predictions, count: int) -> list[dict[str, Any]]:
-    """The `count` worst rows: `row` from 1, text, truth, prediction; of labels by `confidence`, of texts by lowest token F1."""
+    """The `count` worst rows: `row` from 1, text, truth, prediction; of labels by `confidence`, of texts by lowest token F1, of
+    rankings by the worst `rank`."""
+    if predictions.kind == "ranks":
+        return _worst_ranks(predictions, count)
     truth, answers = predictions.column(predictions.truth), predictions.column("prediction")
     rows = predictions.rows
     if predictions.kind == "labels":
@@ -36,11 +39,20 @@ def mistakes_of(predictions: Predictions, count: int) -> list[dict[str, Any]]:
     return [_shown(predictions, wrong[i], name, abs(float(weight[i]))) for i in worst]
 
 
+def _worst_ranks(p: Predictions, count: int) -> list[dict[str, Any]]:
+    first = np.array([ranks.min() for ranks in ranks_of(p)])
+    worst = np.argsort(-first, kind="stable")[:count].tolist()
+    return [{"row": i + 1, **_cut({"text": text_of(p.rows[i])}), "rank": p.rows[i]["rank"]} for i in worst]
+
+
 def _shown(p: Predictions, i: int, name: str, value: float) -> dict[str, Any]:
     row = p.rows[i]
     shown = {"text": text_of(row), p.truth: row[p.truth], "prediction": row["prediction"]}
-    cut = {k: v[:_SHOWN] if isinstance(v, str) else v for k, v in shown.items()}
-    return {"row": i + 1, **cut, name: value}
+    return {"row": i + 1, **_cut(shown), name: value}
+
+
+def _cut(shown: dict[str, Any]) -> dict[str, Any]:
+    return {k: v[:_SHOWN] if isinstance(v, str) else v for k, v in shown.items()}
 
 
 def confused_pairs(matrix: Confusion, count: int) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
-"""Files of predictions: JSON lines with `label` and `prediction`, `reference` and `prediction`, or `label` and `scores`.
+"""Files of predictions: JSON lines with `label` or `reference` and `prediction`, with `label` and `scores`, or with `rank`.
 
-What they hold decides how they are scored: labels; numbers, where the predictions are fractions; else written texts.
+What they hold decides how they are scored: labels; numbers, where the predictions are fractions; written texts; rankings, by
+the rank from 1 of what belongs to each query (null: not found), or a list of ranks where several belong to it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from zenspeed.errors import InputError
 
-Kind = Literal["labels", "numbers", "texts", "other"]
-"""`other`: what a task scores by itself, such as rankings."""
+Kind = Literal["labels", "numbers", "texts", "ranks", "other"]
+"""`other`: what a task scores by itself."""
 
 
 class Predictions(NamedTuple):
@@ -28,7 +31,7 @@ class Predictions(NamedTuple):
     @property
     def truth(self) -> str:
         """The column of what is right."""
-        return "reference" if self.kind == "texts" else "label"
+        return {"texts": "reference", "ranks": "candidates"}.get(self.kind, "label")
 
     def column(self, name: str) -> list[Any]:
         """Values of a column; InputError names the nearest when it is missing."""
@@ -82,6 +85,11 @@ def checked(rows: list[dict[str, Any]], path: Path = Path("predictions")) -> Pre
         predictions = Predictions(path, rows, "texts")
         _check_texts(predictions)
         return predictions
+    if "label" not in rows[0] and "rank" in rows[0]:
+        predictions = Predictions(path, rows, "ranks")
+        ranks_of(predictions)
+        return predictions
+    _refuse_unscored(rows[0], path)
     predictions = Predictions(path, rows, "labels")
     targets = predictions.column("label")
     if "scores" in rows[0] and not _scores_are_good(rows):
@@ -99,6 +107,27 @@ def checked(rows: list[dict[str, Any]], path: Path = Path("predictions")) -> Pre
     if not issubclass(kind, str | int):
         raise InputError(f"{path}: row 1: {targets[0]!r} is no label or text; write a string or a whole number")
     return predictions
+
+
+def ranks_of(p: Predictions) -> list[np.ndarray]:
+    """Ranks from 1 of what belongs to each query, inf for what was not found."""
+    found = []
+    for i, value in enumerate(p.column("rank"), 1):
+        ranks = value if isinstance(value, list) else [value]
+        if not ranks or any(
+            r is not None and (isinstance(r, bool) or not isinstance(r, int | float) or not r >= 1) for r in ranks
+        ):
+            raise InputError(f"{p.path}: row {i}: rank is {value!r}; write a number from 1 on, null for not found, or a list")
+        found.append(np.array([math.inf if r is None else float(r) for r in ranks]))
+    return found
+
+
+def _refuse_unscored(row: dict[str, Any], path: Path) -> None:
+    if "text_pair" in row and "prediction" in row and "label" not in row:
+        raise InputError(
+            f"{path}: row 1 is a pair with a cosine and nothing to compare it with; give every row `label`, how alike its "
+            "texts are, or `rank`, the place of the second text among all"
+        )
 
 
 def _check_texts(p: Predictions) -> None:

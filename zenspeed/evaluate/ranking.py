@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zenspeed.evaluate.interval import Array, Figures, Undefined, ratio_interval
+from zenspeed.evaluate.interval import Array, Figures, Measure, Undefined, figure_of, mean_measure
 
 CUTS = (1, 5, 10)
 
@@ -41,10 +41,18 @@ def ranking_scores(ranks: Sequence[Array], cuts: Sequence[int] = CUTS) -> dict[s
 
 def ranking_figures(ranks: Sequence[Array], cuts: Sequence[int] = CUTS) -> Figures:
     """Means over queries of `ranking_scores`."""
+    if not ranks:
+        return {name: Undefined(0, definition, "no queries") for name, definition in _definitions(cuts).items()}
+    return {name: figure_of(measure) for name, measure in ranking_measures(ranks, cuts).items()}
+
+
+def ranking_measures(ranks: Sequence[Array], cuts: Sequence[int] = CUTS) -> dict[str, Measure]:
+    """The same as functions of sums over queries."""
+    found, definitions = ranking_scores(ranks, cuts), _definitions(cuts)
+    return {name: mean_measure(values, definitions[name]) for name, values in found.items()}
+
+
+def _definitions(cuts: Sequence[int]) -> dict[str, str]:
     definitions = {f"recall@{k}": f"share of what belongs to a query that is among its first {k}" for k in cuts}
     definitions["mrr"] = "mean of 1 / rank of the first that belongs to the query"
-    definitions[f"ndcg@{max(cuts)}"] = f"discounted gain of the first {max(cuts)}, as a share of the best possible"
-    if not ranks:
-        return {name: Undefined(0, definition, "no queries") for name, definition in definitions.items()}
-    scores = ranking_scores(ranks, cuts)
-    return {name: ratio_interval(values, np.ones(len(values)), definitions[name]) for name, values in scores.items()}
+    return definitions | {f"ndcg@{max(cuts)}": f"discounted gain of the first {max(cuts)}, as a share of the best possible"}

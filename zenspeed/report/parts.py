@@ -175,10 +175,12 @@ def examples(found: Row) -> str:
     """Mistakes, confused pairs, contradictions; or some answers."""
     truth = "reference" if found.get("kind") == "texts" else "label"
     wrong = list(found.get("mistakes", ()))
-    measure = next((k for k in ("confidence", "error", "token_f1") if wrong and k in wrong[0]), "confidence")
-    rows = [(f"{m['row']:,}", m["text"], _reference(m[truth]), m["prediction"], number(m[measure])) for m in wrong]
+    measure = next((k for k in ("confidence", "error", "token_f1", "rank") if wrong and k in wrong[0]), "confidence")
+    rows = [(f"{m['row']:,}", m["text"], *_answer(m, truth), _measure(m[measure])) for m in wrong]
     title = "The most confident mistakes" if found.get("kind") == "labels" else "The worst answers"
-    parts = [_titled(title, table(("row", "text", "truth", "prediction", measure), rows, (0, 4)))]
+    parts = [
+        _titled(title, table(("row", "text", *(() if measure == "rank" else ("truth", "prediction")), measure), rows, (0, 4)))
+    ]
     pairs = [(p["label"], p["prediction"], f"{p['n']:,}", f"{100 * p['share']:.1f} %") for p in found.get("confused", ())]
     parts.append(_titled("Most confused pairs", table(("truth", "prediction", "rows", "share of the label"), pairs, (2, 3))))
     twins = [
@@ -195,6 +197,15 @@ def examples(found: Row) -> str:
 
 def _titled(title: str, content: str) -> str:
     return f"<h3>{Words(title)}</h3>{content}" if content else ""
+
+
+def _answer(mistake: Row, truth: str) -> tuple[object, ...]:
+    """What was right and what was said; nothing of a ranking."""
+    return (_reference(mistake[truth]), mistake["prediction"]) if "prediction" in mistake else ()
+
+
+def _measure(value: object) -> str:
+    return number(value) if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def _reference(value: object) -> object:
