@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from classify import MACHINE, RESULTS, ROOT, read, resamples
-from fetch import CACHE, SETS
+from classify import read, resamples
+from fetch import CACHE, MACHINE, RESULTS, ROOT, SETS
 
 from zenspeed.config import load
 from zenspeed.evaluate.answers import answer_scores

@@ -2,6 +2,7 @@
 
     python benchmarks/tasks/classify.py sentiment-en               all that is missing, then the comparison
     python benchmarks/tasks/classify.py sentiment-en --only trainer --seeds 2
+    python benchmarks/tasks/classify.py topics-en --rows 100       learn from so many rows alone: a point of the learning curve
 
 Every system answers the test rows once a seed; its answers are kept in ~/.cache/zenspeed/tasks/NAME/answers, so that a run that
 was stopped goes on. What is chosen (rates, epochs, the baseline's C and n-grams) is chosen on training rows alone. A figure is
@@ -25,14 +26,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from fetch import CACHE, SETS
+from fetch import CACHE, MACHINE, RESULTS, ROOT, SETS
 
 from zenspeed.config import load
 from zenspeed.recipe import Recipe
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "tasks.jsonl"
-MACHINE = "2 cores of an AMD EPYC (Zen 4), 24 GiB, no GPU, 2026-11-24"
 RESAMPLES, RESAMPLE_SEED = 2000, 0
 
 
@@ -43,6 +41,7 @@ class Case(NamedTuple):
     baselines: tuple[str, ...]
     pretrain: str | None = None
     analyzer: str = "word"
+    rows: int | None = None  # to train on; None: all
 
 
 CASES = {
@@ -57,28 +56,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=CASES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rows", type=int, help="rows to train on, drawn by the seed; default: all")
     parser.add_argument("--only", choices=[*SYSTEMS], help="run this system and compare nothing")
     parser.add_argument("--baselines", nargs="+", choices=[*SYSTEMS], help="these alone; default: all of the task")
     options = parser.parse_args()
     name, case = options.task, CASES[options.task]
-    case = case._replace(baselines=tuple(options.baselines or case.baselines))
+    case = case._replace(baselines=tuple(options.baselines or case.baselines), rows=options.rows)
     folder = CACHE / "tasks" / name
     if not (folder / "test.csv").exists():
         SETS[name]()
     systems = [options.only] if options.only else ["zenspeed", *case.baselines]
-    found = {system: [answers(name, case, system, seed) for seed in seeds_of(system, options.seeds)] for system in systems}
+    found = {
+        system: [answers(name, case, system, seed) for seed in seeds_of(system, options.seeds, case)] for system in systems
+    }
     if not options.only:
         report(name, case, read(folder / "test.csv"), found, options.seeds)
 
 
-def seeds_of(system: str, seeds: Sequence[int]) -> list[int]:
-    return [0] if system == "tfidf" else list(seeds)  # it has no randomness
+def seeds_of(system: str, seeds: Sequence[int], case: Case) -> list[int]:
+    return [0] if system == "tfidf" and not case.rows else list(seeds)  # it has no randomness but in the rows
+
+
+def marked(name: str, case: Case) -> str:
+    return f"{name}-{case.rows}" if case.rows else name
+
+
+def train_rows(name: str, case: Case, seed: int) -> Path:
+    """The training rows, or `case.rows` of them drawn by the seed: the same for every system."""
+    whole = CACHE / "tasks" / name / "train.csv"
+    if not case.rows:
+        return whole
+    path = whole.with_name(f"train-{case.rows}-{seed}.csv")
+    if not path.exists():
+        rows = read(whole)
+        chosen = np.random.default_rng(seed).permutation(len(rows))[: case.rows]
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows[i] for i in sorted(chosen))
+    return path
 
 
 def answers(name: str, case: Case, system: str, seed: int) -> list[str]:
     """The label that `system` gives to each test row."""
     folder = CACHE / "tasks" / name
-    path = folder / "answers" / f"{system}-{seed}.json"
+    path = folder / "answers" / f"{marked(system, case)}-{seed}.json"
     if not path.exists():
         start = time.perf_counter()
         labels = SYSTEMS[system](name, case, seed)
@@ -86,7 +108,10 @@ def answers(name: str, case: Case, system: str, seed: int) -> list[str]:
         path.write_text(json.dumps(labels, ensure_ascii=False))
         truth = [row["label"] for row in read(folder / "test.csv")]
         value = METRICS[case.metric](np.array(truth), np.array(labels), None)
-        print(f"{name} {system} seed {seed}: {case.metric} {value:.4f} in {time.perf_counter() - start:.0f} s", flush=True)
+        print(
+            f"{marked(name, case)} {system} seed {seed}: {case.metric} {value:.4f} in {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
     loaded: list[str] = json.loads(path.read_text())
     return loaded
 
@@ -105,7 +130,9 @@ def zenspeed(name: str, case: Case, seed: int, scratch: bool = False) -> list[st
         if not (pretrained / "report.md").exists():
             train(load(Recipe, ROOT / "recipes" / f"{case.pretrain}.yaml", [f"run.folder={pretrained}"]))
         more = [f"model.from_run={pretrained}"]
-    folder = runs / f"{'scratch' if scratch else 'zenspeed'}-{seed}"
+    folder = runs / f"{marked('scratch' if scratch else 'zenspeed', case)}-{seed}"
+    if case.rows:  # few rows are gone through more often, for at least sixty updates
+        more += [f"data.source={train_rows(name, case, seed)}", f"train.epochs={max(3, -(-60 * 32 // case.rows))}"]
     sets = [f"run.folder={folder}", f"run.seed={seed}", "evaluate.every=0", *more]
     recipe = load(Recipe, ROOT / "recipes" / f"{name}.yaml", sets)
     if scratch:
@@ -127,7 +154,7 @@ def tfidf(name: str, case: Case, seed: int) -> list[str]:
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
 
-    train, test = (read(CACHE / "tasks" / name / f"{part}.csv") for part in ("train", "test"))
+    train, test = read(train_rows(name, case, seed)), read(CACHE / "tasks" / name / "test.csv")
     steps = make_pipeline(
         TfidfVectorizer(sublinear_tf=True, analyzer=case.analyzer), LogisticRegression(max_iter=2000, solver="liblinear")
     )
@@ -214,8 +241,9 @@ def report(name: str, case: Case, test: list[dict[str, str]], found: dict[str, l
 
     values = {system: [metric(truth, labels, None) for labels in runs] for system, runs in said.items()}
     record: dict[str, Any] = {
-        "task": name, "metric": case.metric, "n": len(truth), "seeds": seeds, "machine": MACHINE,
-        "command": f"python benchmarks/tasks/classify.py {name}" + (f" --seeds {' '.join(map(str, seeds))}" * (len(seeds) < 3)),
+        "task": name, "rows": case.rows, "metric": case.metric, "n": len(truth), "seeds": seeds, "machine": MACHINE,
+        "command": f"python benchmarks/tasks/classify.py {name}" + (f" --seeds {' '.join(map(str, seeds))}" * (len(seeds) < 3))
+        + (f" --rows {case.rows}" if case.rows else ""),
         "systems": {system: {"values": [round(v, 4) for v in of], "mean": float(np.mean(of))} for system, of in values.items()},
         "differences": {},
     }  # fmt: skip

@@ -25,6 +25,9 @@ from typing import Any
 from zenspeed.data.duplicates import normalised
 
 CACHE = Path("~/.cache/zenspeed").expanduser()
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "tasks.jsonl"
+MACHINE = "2 cores of an AMD EPYC (Zen 5), 24 GiB, no GPU, 2026-11-25"
 
 
 # Packages --------------------------------------------------------------------------------------------------------------

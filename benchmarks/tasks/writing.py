@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from fetch import CACHE
+from fetch import CACHE, MACHINE, RESULTS, ROOT
 from kneser_ney import KneserNey
 from texts import SETS
 
@@ -36,9 +36,6 @@ from zenspeed.evaluate.interval import Measure
 from zenspeed.evaluate.written import length_figures, written_measures
 from zenspeed.recipe import Recipe
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "tasks.jsonl"
-MACHINE = "2 cores of an AMD EPYC (Zen 4), 24 GiB, no GPU, 2026-11-24"
 RESAMPLES, SEED = 1000, 0
 
 Row = dict[str, Any]
