@@ -15,6 +15,7 @@ from zenspeed.ops import attention as attention_module
 from zenspeed.ops import loss as loss_module
 from zenspeed.ops.activation import ACTIVATIONS, activate
 from zenspeed.ops.attention import Mask, attention, make_mask
+from zenspeed.ops.dropout import dropout
 from zenspeed.ops.loss import IGNORE, linear_cross_entropy, token_losses
 from zenspeed.ops.norm import layernorm, rmsnorm
 from zenspeed.ops.position import apply_rotary, positions_in_documents, rotary_tables, split_heads
@@ -269,3 +270,33 @@ def test_loss_backward_twice_is_refused() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="backward runs once"):
         loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_dropout(dtype: torch.dtype, share: float) -> None:
+    x = torch.full((501, 403), 2.0, dtype=dtype, requires_grad=True)  # not a multiple of four
+    generator = torch.Generator().manual_seed(5)
+    y = dropout(x, share, generator)
+    kept = y != 0
+    spread = (share * (1 - share) / x.numel()) ** 0.5
+    assert abs(float(kept.double().mean()) - (1 - share)) < 4 * spread
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 2 / (1 - share)))
+    y.backward(torch.ones_like(y))
+    assert x.grad is not None and torch.equal(x.grad, (y / 2).to(dtype))
+    assert not torch.equal(dropout(x, share, generator) != 0, kept)
+    assert torch.equal(dropout(x, share, generator.manual_seed(5)), y)
+    # Neighbours come from one draw: they agree as often as independent ones.
+    flat = kept.flatten()
+    expected = share**2 + (1 - share) ** 2
+    for apart in (1, 2, 3, 4):
+        agree = float((flat[apart:] == flat[:-apart]).double().mean())
+        assert abs(agree - expected) < 5 * (expected * (1 - expected) / x.numel()) ** 0.5
+
+
+def test_dropout_of_torchs_own_generator_follows_its_seed() -> None:
+    x = torch.ones(100, 100)
+    torch.manual_seed(1)
+    first = dropout(x, 0.3)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(x, 0.3), first) and not torch.equal(dropout(x, 0.3), first)

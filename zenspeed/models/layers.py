@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zenspeed.models.presets import ModelConfig
 from zenspeed.ops.activation import activate
 from zenspeed.ops.attention import Mask, Places, attention
+from zenspeed.ops.dropout import dropout
 from zenspeed.ops.ngram import ngram_rows
 from zenspeed.ops.norm import layernorm, rmsnorm
 from zenspeed.ops.position import Rotary, apply_rotary, relative_buckets, split_heads
@@ -63,12 +64,7 @@ class Dropout(nn.Module):
         self.generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.share or not self.training:
-            return x
-        if self.generator is None:
-            return F.dropout(x, self.share)
-        kept = torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(1 - self.share, generator=self.generator)
-        return x * kept.div_(1 - self.share)
+        return dropout(x, self.share, self.generator) if self.share and self.training else x
 
 
 class NgramEmbedding(nn.Module):
