@@ -9,6 +9,7 @@ median round.
 
     packed     texts in one sequence, attention inside each        grouped   batches of Hugging Face's `group_by_length`
     bucketed   our own grouping: 50 batches sorted together        padded    random batches, each padded to its longest
+    plain      the padded batches through transformers' BERT of the same shape, under autocast, with fused AdamW and clipping
 
 Results go to benchmarks/results/packing.jsonl.
 """
@@ -58,9 +59,11 @@ def main() -> None:
         chosen = np.random.default_rng(0).permutation(len(lengths))[: options.texts]
         ways = orders(lengths[chosen])
         seconds: dict[str, list[float]] = {name: [] for name in ways}
+        plain = PlainLoop()
         for number in range(options.rounds + 1):
             for name, order in ways.items():
-                took = run(task, engine, chosen[order], packed=name == "packed", steps=4 if number == 0 else None)
+                texts, steps = chosen[order], 4 if number == 0 else None
+                took = plain.run(task, texts, steps) if name == "plain" else run(task, engine, texts, name == "packed", steps)
                 if number:
                     seconds[name].append(took)
     report(lengths[chosen], ways, seconds)
@@ -73,7 +76,7 @@ def orders(lengths: np.ndarray) -> dict[str, np.ndarray]:
     grouped = get_length_grouped_indices(lengths.tolist(), BATCH, generator=torch.Generator().manual_seed(0))
     bucketed = EpochOrder(0, lengths, BATCH, bucketed=True).take(0, len(lengths))
     anyhow = np.arange(len(lengths))  # they were drawn at random
-    return {"packed": anyhow, "grouped": np.array(grouped), "bucketed": bucketed, "padded": anyhow}
+    return {"packed": anyhow, "grouped": np.array(grouped), "bucketed": bucketed, "padded": anyhow, "plain": anyhow}
 
 
 def set_up(table: Path, here: Any) -> tuple[ClassificationTask, Engine]:
@@ -88,7 +91,7 @@ def set_up(table: Path, here: Any) -> tuple[ClassificationTask, Engine]:
     return task, Engine(model, plans, build_mesh(here, None), ZeroOptions(), compute_dtype=torch.bfloat16, clip=1.0)
 
 
-def run(task: ClassificationTask, engine: Engine, texts: np.ndarray, *, packed: bool, steps: int | None) -> float:
+def run(task: ClassificationTask, engine: Engine, texts: np.ndarray, packed: bool, steps: int | None) -> float:
     """Seconds for one pass over `texts`, or for its first `steps`."""
     start = time.perf_counter()
     for first in range(0, len(texts), BATCH)[:steps]:
@@ -96,6 +99,37 @@ def run(task: ClassificationTask, engine: Engine, texts: np.ndarray, *, packed: 
         batch = task.collate(task.train, indices, packed=packed, seed=first)
         engine.train_step([batch], task.loss, len(indices), 1.0)
     return time.perf_counter() - start
+
+
+class PlainLoop:
+    """What one writes without us: the same shape by transformers, batches padded to their longest."""
+
+    def __init__(self) -> None:
+        from transformers import BertConfig, BertForSequenceClassification
+
+        config = BertConfig(
+            vocab_size=8192, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536,
+            max_position_embeddings=LONGEST,
+        )  # fmt: skip
+        self.model = BertForSequenceClassification(config).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5, fused=True)
+
+    def run(self, task: ClassificationTask, texts: np.ndarray, steps: int | None) -> float:
+        """Seconds for one pass over `texts`, or for its first `steps`."""
+        start = time.perf_counter()
+        for first in range(0, len(texts), BATCH)[:steps]:
+            rows = [task.train.tokens[int(i)] for i in texts[first : first + BATCH]]
+            ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+            for row, tokens in zip(ids, rows, strict=True):
+                row[: len(tokens)] = torch.as_tensor(tokens.astype(np.int64))
+            with torch.autocast("cpu", torch.bfloat16):
+                labels = torch.zeros(len(rows), dtype=torch.long)
+                loss = self.model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return time.perf_counter() - start
 
 
 def report(lengths: np.ndarray, ways: dict[str, np.ndarray], seconds: dict[str, list[float]]) -> None:

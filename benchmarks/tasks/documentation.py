@@ -127,19 +127,36 @@ def knowledge() -> Path:
 
 def search() -> Path:
     """train.csv and test.csv: the first line of a docstring (query) and its body (text) in the standard library."""
-    library, rows = Path(sysconfig.get_path("stdlib")), {}
-    for path in sorted(library.rglob("*.py")):
+    rows: dict[str, str] = {}
+    for _, text in library():
+        first, _, body = text.partition("\n\n")
+        query, body = _line(first), body.strip()
+        if 20 <= len(query) <= 200 and len(body) >= 80 and query not in rows:
+            rows[query] = _line(body)
+    counts = Counter(rows.values())
+    return _split("search", [{"query": query, "text": text} for query, text in rows.items() if counts[text] == 1])
+
+
+def packages() -> Path:
+    """train.csv and test.csv: a docstring (text) and its package (label), of the 16 packages that have most of them."""
+    of = {text: package for package, text in library() if len(text) >= 40}
+    most = {package for package, _ in Counter(of.values()).most_common(16)}
+    return _split("packages", [{"text": text, "label": package} for text, package in of.items() if package in most])
+
+
+def library() -> Iterator[tuple[str, str]]:
+    """(package, docstring) of the standard library, without tests."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
         if not {"test", "tests", "idle_test", "site-packages", "dist-packages"} & set(path.parts):
             for text in _docstrings(path):
-                first, _, body = text.partition("\n\n")
-                query, body = _line(first), body.strip()
-                if 20 <= len(query) <= 200 and len(body) >= 80 and query not in rows:
-                    rows[query] = _line(body)
-    counts = Counter(rows.values())
-    folder = CACHE / "tasks" / "search"
-    pairs = [{"query": query, "text": text} for query, text in rows.items() if counts[text] == 1]
+                yield path.relative_to(root).parts[0].removesuffix(".py"), text
+
+
+def _split(name: str, rows: list[dict[str, Any]]) -> Path:
+    folder = CACHE / "tasks" / name
     for part, wanted in (("train", False), ("test", True)):
-        write_rows(folder / f"{part}.csv", [row for row in pairs if is_test(row["text"]) == wanted])
+        write_rows(folder / f"{part}.csv", [row for row in rows if is_test(row["text"]) == wanted])
     return folder
 
 

@@ -189,6 +189,13 @@ def search() -> Path:
     return search()
 
 
+def packages() -> Path:
+    """Docstrings of the standard library and the package they are of, of sixteen."""
+    from documentation import packages
+
+    return packages()
+
+
 def replies() -> Path:
     """Questions and replies of ChatterBot's English corpus (BSD); a question with all its replies is on one side."""
     import yaml
@@ -209,6 +216,7 @@ SETS: dict[str, Callable[[], Path]] = {
     "questions": questions,
     "knowledge": knowledge,
     "search": search,
+    "packages": packages,
     "replies": replies,
     "minilm": minilm,
 }

@@ -13,6 +13,7 @@ dialogue       the same model before it was tuned on answers, under the same tem
 generate-en    a 5-gram model of the same tokens (interpolated Kneser-Ney), and xz behind the training text
 generate-zh    the same
 spans          the summarizer from random weights, at as many steps
+masked         the classifier from random weights, at as many steps
 """
 
 from __future__ import annotations
@@ -275,23 +276,13 @@ def spans(name: str, options: Options) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     held_out = read(CACHE / "tasks" / name / "test.jsonl") + read(CACHE / "tasks" / name / "validation.jsonl")
-    # What is tested on is not pretrained on either.
-    from zenspeed.data.python_docs import python_docs
-
-    unseen = {row["target"] for row in held_out}
-    plain = CACHE / "tasks" / name / "docs.jsonl"
-    kept = [text for text in python_docs() if text.strip().split("\n\n")[0] not in unseen]
-    plain.write_text("".join(json.dumps({"text": text}) + "\n" for text in kept), encoding="utf-8")
+    plain = documents_without(name, {row["target"] for row in held_out})
     sums: dict[str, list[Measure]] = {"pretrained": [], "random": []}
     for seed in options.seeds:
         base = run(name, "spans", seed, options, f"data.source={plain}")
         config, tokenizer = open_run(base).recipe.model, base / "tokenizer"
         sizes = {key: getattr(config, key) for key in ("preset", "layers", "width", "heads", "context")}
-        starts = {
-            "pretrained": ["tokenizer={}", f"model={{from_run: {base}, dropout: 0.1}}"],
-            "random": [f"tokenizer={{kind: folder, folder: {tokenizer}}}", f"model={json.dumps(sizes)}"],
-        }
-        for system, start in starts.items():
+        for system, start in starts(base, tokenizer, sizes).items():
             tuned = run(f"{name}/{system}", "summarize", seed, options, f"data.source={plain.with_name('train.jsonl')}",
                         f"data.validation={plain.with_name('validation.jsonl')}", "data.leakage=allow", "train.minutes=null",
                         "train.steps=200", "train.batch_size=32", "task={kind: seq2seq, max_tokens: 128}", *start)  # fmt: skip
@@ -302,6 +293,53 @@ def spans(name: str, options: Options) -> None:
     record(name, "loss", sums, options, name, {})
 
 
+def documents_without(name: str, unseen: set[str]) -> Path:
+    """Python's documentation without what begins with a text of `unseen`: what is tested on is not pretrained on either."""
+    from zenspeed.data.python_docs import python_docs
+
+    path = CACHE / "tasks" / name / "docs.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = (
+        "\n\n".join(part for part in text.split("\n\n") if part.strip() and part.strip() not in unseen)
+        for text in python_docs()
+    )
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in kept if text), encoding="utf-8")
+    return path
+
+
+def starts(base: Path, tokenizer: Path, sizes: dict[str, Any]) -> dict[str, list[str]]:
+    return {
+        "pretrained": ["tokenizer={}", f"model={{from_run: {base}, dropout: 0.1}}"],
+        "random": [f"tokenizer={{kind: folder, folder: {tokenizer}}}", f"model={json.dumps(sizes | {'dropout': 0.1})}"],
+    }
+
+
+def masked(name: str, options: Options) -> None:
+    """Hidden words of the standard library's documentation, then the package of a docstring; and without the first."""
+    from classify import read as read_table
+    from fetch import packages
+
+    from zenspeed.run import open_run
+
+    folder = packages()
+    test = read_table(folder / "test.csv")
+    unseen = {part.strip() for row in test for part in row["text"].split("\n\n")}
+    plain = documents_without(name, unseen)
+    right: dict[str, list[Measure]] = {"pretrained": [], "random": []}
+    for seed in options.seeds:
+        base = run(name, "masked-en", seed, options, f"data.source={plain}")
+        config, tokenizer = open_run(base).recipe.model, base / "tokenizer"
+        keys = ("preset", "architecture", "layers", "width", "heads", "context", "tie_embeddings", "pool")
+        for system, start in starts(base, tokenizer, {key: getattr(config, key) for key in keys}).items():
+            tuned = run(f"{name}/{system}", "classify", seed, options, f"data.source={folder / 'train.csv'}",
+                        f"data.test={folder / 'test.csv'}", "data.leakage=allow", "train.minutes=null",
+                        "train.steps=250", *start)  # fmt: skip
+            said = [row["prediction"] for row in read(tuned / "predictions.jsonl")]
+            hits = np.array([[row["label"] == label, 1.0] for row, label in zip(test, said, strict=True)], np.float64)
+            right[system].append(Measure(hits, _ratio, "share of rows with the right label", True))
+    record(name, "accuracy", right, options, name, {})
+
+
 TASKS: dict[str, Callable[[str, Options], None]] = {
     "translate": translate,
     "summarize": summarize,
@@ -309,6 +347,7 @@ TASKS: dict[str, Callable[[str, Options], None]] = {
     "generate-en": generate,
     "generate-zh": generate,
     "spans": spans,
+    "masked": masked,
 }
 
 if __name__ == "__main__":
