@@ -98,6 +98,14 @@ def rows_of(kind: str, count: int = 60) -> list[dict[str, str]]:
     return [{k: sentence(rng) if v == "{}" else v and v.split()[i % 4] for k, v in ROWS[kind].items()} for i in range(count)]
 
 
+def test_keys_for_rows_alone_may_be_set(tmp_path: Path) -> None:
+    source, test = reviews(tmp_path / "a.csv"), reviews(tmp_path / "test.csv", 20)
+    sets = [f"data.test={test}", "data.hold_out=random", "train.curriculum=length"]
+    chosen = choose(source, "classification", KEYS, sets)
+    recipe = load(Recipe, None, sets, base=chosen.recipe)
+    assert recipe.data.test == test and recipe.train.curriculum == "length"
+
+
 @pytest.mark.parametrize("kind", get_args(TaskConfig.model_fields["kind"].annotation))
 def test_every_task_can_be_chosen(kind: str, tmp_path: Path) -> None:
     source = table(tmp_path / "a.jsonl", rows_of(kind))

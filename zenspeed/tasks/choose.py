@@ -139,8 +139,13 @@ def _check_keys(keys: Mapping[str, str]) -> None:
             raise InputError(f"--{key.replace('_', '-')}: no such option{nearest(key, known, '--')}")
 
 
+_READING = {"data.on_bad_row", "data.encoding", "data.split", "data.endpoint"}
+
+
 def _row_options(source: str, sets: Sequence[str]) -> RowOptions:
-    data = load(Recipe, None, [part for part in sets if part.startswith("data.")], base={"data": {"source": source}}).data
+    # Others, such as data.test, go with a task, which is not known yet.
+    wanted = [part for part in sets if part.partition("=")[0].strip() in _READING]
+    data = load(Recipe, None, wanted, base={"data": {"source": source}}).data
     return RowOptions(on_bad_row=data.on_bad_row, encoding=data.encoding, split=data.split, endpoint=data.endpoint)
 
 
