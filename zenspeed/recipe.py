@@ -220,8 +220,8 @@ class TrainConfig(Config):
     memory: float | None = Field(None, gt=0)
     """Gibibytes that each process may use; null: what its container allows. An update that needs more is made again with
     micro-batches half as large."""
-    compile: bool = False
-    """Compiles the blocks with torch.compile: slower to start, faster afterwards."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compiles the blocks with torch.compile: slower to start, faster afterwards. `auto`: where it pays within the run."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -388,7 +388,7 @@ class Recipe(Config):
             raise ValueError("task.text_pair: similarity needs it, the column of the text that belongs to task.text")
         elif self.data.sources:
             raise ValueError(f"data.sources: a mixture is for language_model; give {self.task.kind} one data.source")
-        elif self.train.compile:
+        elif self.train.compile is True:
             raise ValueError(
                 f"train.compile: batches of {self.task.kind} have many shapes, each compiled anew; set it to false"
             )

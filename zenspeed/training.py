@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from zenspeed.checkpoint import Checkpoint, Checkpointer, list_checkpoints
+from zenspeed.compiling import compile_blocks, pick_compile
 from zenspeed.config import InputError, dump, validate, write_atomically
 from zenspeed.data.batch import Batch
 from zenspeed.display import Display
@@ -168,10 +169,9 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None, 
         clip=recipe.train.clip,
         lanes=recipe.train.lanes or 1,
     )
-    if recipe.train.compile:
-        for lane in engine.lanes.modules:
-            for block in lane.get_submodule("blocks").children():
-                block.compile(dynamic=False)
+    peak = torch.tensor(measure_matmul(compute_dtype, here.device), dtype=torch.float64)
+    dist.all_reduce(peak)
+    recipe, compiling = _compile_where_it_pays(recipe, task, model, engine, here, float(peak))
     counters = Counters()
     log = RunLog(
         folder, enabled=here.rank == 0, tensorboard=recipe.log.tensorboard, resumed_step=checkpoint.step if checkpoint else None
@@ -182,8 +182,6 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None, 
     if here.rank == 0:
         write_atomically(folder / "recipe.yaml", dump(recipe))
         task.tokenizer.save(folder / "tokenizer")
-    peak = torch.tensor(measure_matmul(compute_dtype, here.device), dtype=torch.float64)
-    dist.all_reduce(peak)
     display.say(
         f"model: {weights:,} parameters, {recipe.model.layers} layers × {recipe.model.width}, "
         f"context {recipe.model.context}, vocabulary {task.tokenizer.vocab_size:,}"
@@ -193,7 +191,21 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None, 
         f"{here.device.type} · {precision}, "
         f"peak {float(peak) / 1e9:,.0f} GFLOP/s · {recipe.train.batch_size * task.tokens_per_sample:,.0f} tokens an update"
     )
+    display.say(compiling)
     return Run(recipe, folder, here, display, task, model, engine, checkpointer, log, counters, float(peak), weights)
+
+
+def _compile_where_it_pays(
+    recipe: Recipe, task: Task, model: nn.Module, engine: Engine, here: World, peak: float
+) -> tuple[Recipe, str]:
+    """The recipe with the choice, and what was chosen and why. A step is taken to reach half of the peak."""
+    train = recipe.train
+    step = train.batch_size * task.tokens_per_sample * task.flops_per_token(model) / (0.5 * peak)
+    compiles, why = pick_compile(recipe, here.device.type, 60 * train.minutes if train.minutes else (train.steps or 1) * step)
+    if compiles:
+        compile_blocks(engine)
+    chosen = recipe.model_copy(update={"train": train.model_copy(update={"compile": compiles})})
+    return chosen, f"compile: {'on' if compiles else 'off'}: {why}"
 
 
 def _local_ranks(here: World) -> int:

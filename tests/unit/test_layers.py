@@ -39,10 +39,11 @@ ALLOWED = {
     "display": "",
     "info": "machine",
     "serve": "retrieve tasks generate run models text recipe data ops config errors",
+    "compiling": "engine recipe",
     "resolve": "config errors machine parallel recipe",
     "report": "evaluate runlog config errors",
-    "training": "runstore memory report resolve engine tasks data checkpoint evaluate optim parallel recipe runlog display"
-    " machine config errors",
+    "training": "compiling runstore memory report resolve engine tasks data checkpoint evaluate optim parallel recipe runlog"
+    " display machine config errors",
     "server": "training engine checkpoint data display machine optim parallel recipe runlog config errors",
     "harness": "generate tasks text errors",
     "crossval": "tasks evaluate data recipe machine config errors",

@@ -71,7 +71,7 @@ def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
                     accumulation=share // micro,
                     optimizer_bytes=states_of(recipe),
                     gather_bytes=4,
-                    compiled=recipe.train.compile,
+                    compiled=recipe.train.compile is True,
                     recompute="full" if recipe.train.recompute else "none",
                     precision="fp32" if recipe.train.precision == "fp32" else "bf16",
                 )
