@@ -89,13 +89,11 @@ def train(
     """
     if loop is None and recipe.parallel.mode == "parameter_server":
         raise InputError("parallel.mode: parameter_server is run by zenspeed.train, this is the loop of data_parallel")
-    keep_memory()
     with world() as here:
+        set_threads(here)
         if number is not None:
             here = here._replace(rank=number)
         display = display or Display(enabled=here.rank == 0)
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, usable_cores() // _local_ranks(here)))
         with Interrupt() as interrupt:
             run = _set_up(recipe, here, display, resume, joins=bool(number))
             try:
@@ -111,6 +109,13 @@ def train(
             if run.checkpointer.store is not None and here.rank == 0:
                 run.checkpointer.store.put_files(run.folder)
             return result
+
+
+def set_threads(here: World) -> None:
+    """This process's share of the cores, and an allocator that keeps its memory."""
+    keep_memory()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, usable_cores() // _local_ranks(here)))
 
 
 class Run(NamedTuple):
@@ -443,6 +448,7 @@ class Clock:
         if counters.started is None:
             counters.started = self.elapsed()
         self.step_seconds = 0.0
+        self.steps, self.steps_seconds = 0, 0.0  # all but the first two, which are slow
         self.evaluation_seconds: float | None = None  # of the last one; before there was one it is estimated
         self.evaluation_updates = evaluation_updates  # of as many tokens as an evaluation
 
@@ -450,6 +456,8 @@ class Clock:
         return time.perf_counter() + self.offset
 
     def step_took(self, seconds: float) -> None:
+        self.steps += 1
+        self.steps_seconds += seconds if self.steps > 2 else 0.0
         # Downwards at once: the first updates of a process are slow and say little about the others.
         slower = self.step_seconds and seconds > self.step_seconds
         self.step_seconds = 0.9 * self.step_seconds + 0.1 * seconds if slower else seconds
@@ -461,7 +469,8 @@ class Clock:
         """Seconds an evaluation takes: as the last one, else by its tokens, a forward being a third of an update."""
         if self.evaluation_seconds is not None:
             return self.evaluation_seconds
-        return self.step_seconds * self.evaluation_updates / 3
+        mean = self.steps_seconds / (self.steps - 2) if self.steps > 2 else self.step_seconds
+        return max(mean, self.step_seconds) * self.evaluation_updates / 3
 
     def progress(self) -> float:
         """0 … 1. With a time limit, 1 is when the last evaluation and what is written at the end still fit, and no update."""

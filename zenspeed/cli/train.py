@@ -33,13 +33,33 @@ def train(
     ] = False,
     servers: ServerAddresses = None,
     server_key: ServerKey = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="10m, 1h30m: chooses all that is not given, to the best use of this time."),
+    ] = None,
+    target_loss: Annotated[
+        str | None, typer.Option(metavar="BITS", help="Bits per byte of held-out text to reach, in the least time.")
+    ] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="With a budget: 2GB, memory of a process at most.")] = None,
+    max_parameters: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="With a budget: 5M, weights of the model at most.")
+    ] = None,
 ) -> None:
     """Train a model from a text, a table or a recipe.
+
+    With a text and a time, or nothing else, all is chosen by what this machine does in that time (docs/dial.md).
 
     With a table, its columns are named by options of the task: --text review --label sentiment, --target summary, --question,
     --context … (every key of a recipe's task section is one). Tokenizer, model, lengths, batch and schedule are then chosen
     from the data, and said; --set changes any of them.
     """
+    from zenspeed.cli.dial import asked, dialled
+
+    if asked(source, sets or [], task, context.args, budget, target_loss, memory, max_parameters):
+        recipe = recipe_of(source, sets)
+        if not (go_on and _go_on(recipe.run.folder, sets, storage=recipe.run.storage)):
+            _report(dialled(recipe, budget, target_loss, memory, max_parameters, _prepare_meanwhile))
+        return
     recipe = recipe_or_chosen(source, sets or [], task, context.args)
     if go_on and _go_on(recipe.run.folder, sets, storage=recipe.run.storage):
         return

@@ -1,0 +1,51 @@
+"""The commands of docs/dial.md, in their order, in the shortest time; the run that comes of it; a run that is too short."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from zenspeed.cli import app
+from zenspeed.dial.rate import Rate
+
+PAGE = (Path(__file__).parents[2] / "docs" / "dial.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A text, a recipe, and a clock that says that six of ten seconds are over: less to train."""
+    text = corpus.read_text(encoding="utf-8")
+    (tmp_path / "corpus.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text("data: {source: corpus.txt}\nmodel: {layers: 1}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    rate = Rate(token=1e-5, flop=2e-11, weight=1e-9, muon=2e-11)
+    monkeypatch.setattr("zenspeed.dial.choose.measure", lambda *_: rate)
+    for module in ("zenspeed.dial.choose", "zenspeed.training"):
+        monkeypatch.setattr(f"{module}.process_age_seconds", lambda: 6.0)
+    return tmp_path
+
+
+def test_commands_run(folder: Path, cache: Path) -> None:
+    assert len(COMMANDS) == 7
+    for command in COMMANDS:
+        words = shlex.split(re.sub(r"--budget \S+", "--budget 10s", command))[1:]
+        more = [f"data.cache={cache}", "log.tensorboard=false", "sample.max_tokens=2"]
+        words += ["--set", "train.steps=3"] if "train.steps=20" in words else []
+        words += [part for key in more for part in ("--set", key)]
+        if "--target-loss" in words:
+            words[words.index("--target-loss") + 1] = "6"
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        if "train.steps=20" not in command:
+            assert all(name in done.output for name in ("machine  ", "text  ", "model  ", "batch  ", "time  ", "were expected"))
+        if "--target-loss" in words:
+            assert re.search("target +6 was reached", done.output)
+    mine, again = (yaml.safe_load((folder / "runs" / name / "recipe.yaml").read_text()) for name in ("mine", "again"))
+    assert mine["model"]["width"] == 96 and mine["train"]["minutes"] == pytest.approx(10 / 60, abs=1e-4)
+    assert again["model"] == mine["model"] and again["train"]["steps"] == 3
