@@ -22,9 +22,13 @@ from zenspeed.models.build import build_model
 from zenspeed.models.hf import to_huggingface
 from zenspeed.models.presets import ModelConfig
 from zenspeed.models.transformer import Transformer
+from zenspeed.retrieve.documents import Document
+from zenspeed.retrieve.index import build_index
 from zenspeed.serve.deploy import Models, Served
 from zenspeed.serve.http import Settings, create_app
 from zenspeed.serve.limits import Keys, Limits
+from zenspeed.serve.opened import open_model
+from zenspeed.serve.worker import Worker
 from zenspeed.text.tokenizer import Tokenizer
 
 TEXT = "Das ist ein Satz. This is a sentence."
@@ -275,11 +279,15 @@ def test_too_long_bodies_and_too_many_requests(folders: dict[str, Path]) -> None
             too_long = await client.post("/v1/completions", json={**body, "user": "x" * 3000})
             assert (too_long.status_code, too_long.json()["error"]["code"]) == (413, "request_too_large")
 
+            sent: list[int] = []
+
             async def pieces() -> AsyncIterator[bytes]:  # no length is declared
-                for _ in range(30):
+                for number in range(30):
+                    sent.append(number)
                     yield b"x" * 100
 
             assert (await client.post("/v1/completions", content=pieces())).status_code == 413
+            assert len(sent) == 30  # many clients read no answer before all is sent
             assert (await client.post("/v1/completions", json=body)).status_code == 200
             last = await client.post("/v1/completions", json=body)
             assert last.status_code == 429
@@ -395,3 +403,29 @@ def test_more_than_fits_waits_or_is_sent_away_and_room_comes_back(folders: dict[
             assert backend.worker._batcher.counts() == (0, 0)
 
     run(work)
+
+
+def test_an_index_is_searched_and_answers(folders: dict[str, Path], tmp_path: Path) -> None:
+    """By words alone, with answers from its own column, and with a reader."""
+    texts = ["The film was long.", "The weather is fine.", "北京的天气很好。"]
+    index = build_index([Document(str(i), text, {"answer": f"answer {i}"}) for i, text in enumerate(texts)], None, 600)
+    index.save(tmp_path / "docs")
+
+    async def work() -> None:
+        async with server({**folders, "docs": tmp_path / "docs"}, "docs", "vectors") as (client, _):
+            asked = {"model": "docs", "query": "fine weather", "top": 1}
+            found = (await client.post("/v1/search", json=asked)).json()["data"]
+            assert [(hit["document"], hit["text"]) for hit in found] == [("1", texts[1])]
+            said = (await client.post("/v1/answer", json={"model": "docs", "question": "天气"})).json()
+            assert (said["prediction"], said["document"]) == ("answer 2", "2")
+            for body in ({**asked, "documents": ["a"]}, {"model": "vectors", "query": "a"}):
+                refused = await client.post("/v1/search", json=body)
+                assert refused.status_code == 400 and refused.json()["error"]["param"] == "documents"
+            refused = await client.post("/v1/answer", json={"model": "docs", "question": "a", "context": "b"})
+            assert refused.status_code == 400
+            assert (await client.post("/v1/embeddings", json={"model": "docs", "input": "a"})).status_code == 400
+
+    run(work)
+    reads = Worker(open_model(tmp_path / "docs"), {"reader": str(folders["finder"])}, lambda event: None)
+    assert reads._predictor is not None and reads._predictor._reader is not None
+    reads.close()

@@ -14,7 +14,7 @@ from zenspeed.errors import InputError
 @app.command()
 def serve(
     folders: Annotated[
-        list[str], typer.Argument(help="Runs or Hugging Face folders; NAME=FOLDER gives a name.", show_default=False)
+        list[str], typer.Argument(help="Runs, Hugging Face folders, indexes; NAME=FOLDER gives a name.", show_default=False)
     ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all of the machine's.")] = "127.0.0.1",
@@ -30,6 +30,9 @@ def serve(
     ] = None,
     versions: Annotated[
         Path | None, typer.Option(help="Folder of folders that may be swapped in while serving (POST /admin/swap).")
+    ] = None,
+    reader: Annotated[
+        Path | None, typer.Option(help="Of indexes: the run or folder that reads answers; default: their column answer.")
     ] = None,
     admin_key_file: Annotated[Path | None, typer.Option(help="Keys of /admin, as --api-key-file.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each model; default: all cores.")] = None,
@@ -57,6 +60,7 @@ def serve(
     options = {
         "weights": weights, "max_streams": streams, "max_queue": queue, "max_tokens": cache_tokens, "threads": threads,
         "cache": str(Path.home() / ".cache" / "zenspeed" / "kernels"), "kernel": kernel, "seconds": seconds,
+        "reader": None if reader is None else str(reader.resolve()),
     }  # fmt: skip
     plan = Plan(
         folders=[_named(folder) for folder in folders],
@@ -80,7 +84,7 @@ def _named(given: str) -> tuple[str, Path]:
     path = Path(folder if equals else given)
     name = name if equals else path.resolve().name
     if not path.is_dir():
-        raise InputError(f"{path}: no such folder; give a run's folder, or one of Hugging Face layout")
+        raise InputError(f"{path}: no such folder; give a run's folder, one of Hugging Face layout, or an index")
     if not name or len(name) > 200 or not name.isprintable():
         raise InputError(f"{given}: {name!r} is no name for a model; give NAME=FOLDER")
     return name, path

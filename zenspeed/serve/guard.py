@@ -22,6 +22,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_THROWN_SECONDS, _THROWN_BYTES = 2.0, 2**26
 log = logging.getLogger("zenspeed.serve")
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"cache-control", b"no-store")]
 
@@ -135,6 +136,17 @@ class _Body:
         with contextlib.suppress(Problem):
             while not self.whole and self.refused is None:
                 await self.receive()
+        if self.refused is not None and self.refused.status == 413:
+            await self._throw_away()
+
+    async def _throw_away(self) -> None:
+        """What is still coming of a body that is too long, for a moment: many clients read no answer before all is sent."""
+        until, left = time.monotonic() + _THROWN_SECONDS, _THROWN_BYTES
+        with contextlib.suppress(TimeoutError):
+            while not self.whole and left > 0:
+                message = await asyncio.wait_for(self._receive(), max(0.01, until - time.monotonic()))
+                left -= len(message.get("body", b""))
+                self.whole = not message.get("more_body", False)
 
 
 def _too_long(most: int) -> Problem:

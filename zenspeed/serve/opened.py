@@ -1,4 +1,4 @@
-"""A run or a folder of Hugging Face layout, opened to be served: what it can do, and its card."""
+"""A run, a folder of Hugging Face layout or an index, opened to be served: what it can do, and its card."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from zenspeed.errors import InputError
 from zenspeed.models.auto import load_pretrained
 from zenspeed.models.hf import read_json
 from zenspeed.recipe import Recipe
+from zenspeed.retrieve.index import Index, open_index
 from zenspeed.run import open_run
 from zenspeed.serve.prompts import Prompts
 from zenspeed.tasks.base import Place
@@ -28,6 +29,7 @@ ENDPOINTS: dict[str, tuple[str, ...]] = {
     "span_qa": ("answer",),
     "similarity": ("embeddings", "search"),
     "embedding": ("embeddings", "search"),
+    "index": ("search", "answer"),
 }
 """What a model of each kind answers."""
 
@@ -44,15 +46,17 @@ class Opened(NamedTuple):
     """A model with all that is needed to answer."""
 
     kind: str
-    """The run's task, or `embedding`."""
+    """The run's task, `embedding`, or `index`."""
     model: nn.Module
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """None of an index that is searched by words."""
     prompts: Prompts | None
     """Of a language model."""
     stop_tokens: frozenset[int]
     task: RowTask | None
     place: Place
     card: dict[str, Any]
+    searched: Index | None = None
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -60,7 +64,7 @@ class Opened(NamedTuple):
 
 
 def open_model(folder: Path) -> Opened:
-    """The run or the Hugging Face folder at `folder`.
+    """The run, the Hugging Face folder or the index at `folder`.
 
     Raises:
         InputError: neither, or a model that answers nothing.
@@ -69,7 +73,22 @@ def open_model(folder: Path) -> Opened:
         raise InputError(f"{folder}: no such folder; give a run's folder, or one of Hugging Face layout")
     if (folder / "config.json").exists():
         return _open_folder(folder)
+    if (folder / "index.json").exists():
+        return _open_index(folder)
     return _open_run(folder)
+
+
+def _open_index(folder: Path) -> Opened:
+    index = open_index(folder)
+    card = {
+        "kind": "index", "source": "index", "labels": [], "figures": {}, "parameters": 0, "documents": len(index.documents),
+        "passages": len(index),
+    }  # fmt: skip
+    if index.embedder is None:
+        return Opened("index", nn.Identity(), None, None, frozenset(), None, Place(nullcontext()), card, index)
+    task, model = index.embedder.task, index.embedder.model
+    card["parameters"] = sum(p.numel() for p in model.parameters())
+    return Opened("index", model, task.tokenizer, None, frozenset(), None, Place(nullcontext()), card, index)
 
 
 def _open_run(folder: Path) -> Opened:

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from zenspeed.errors import InputError
 from zenspeed.recipe import TaskConfig
+from zenspeed.retrieve.answer import answer
+from zenspeed.retrieve.embed import Reader
+from zenspeed.retrieve.index import Index
 from zenspeed.serve.batching import Busy
 from zenspeed.serve.opened import Opened
 from zenspeed.tasks.similarity import SimilarityTask
@@ -28,8 +31,8 @@ class _Job(NamedTuple):
 class Predictor:
     """One thread that answers rows; `max_queue` rows wait at most."""
 
-    def __init__(self, opened: Opened, max_queue: int = 4096) -> None:
-        self._opened, self._max = opened, max_queue
+    def __init__(self, opened: Opened, reader: Reader | None = None, max_queue: int = 4096) -> None:
+        self._opened, self._reader, self._max = opened, reader, max_queue
         self._queue: deque[_Job] = deque()
         self._waiting = 0
         self._closing = False
@@ -39,7 +42,8 @@ class Predictor:
         self._thread.start()
 
     def submit(self, work: str, rows: Sequence[Any], done: Callable[[list[Any] | Exception], None]) -> None:
-        """`work`: `predict` (rows of the task), `embed` (texts). `done` gets one result a row, by the predictor's thread.
+        """`work`: `predict` (rows of the task), `embed` (texts), `find` and `ask` (rows for an index).
+        `done` gets one result a row, by the predictor's thread.
 
         Raises:
             Busy: too many wait.
@@ -96,11 +100,21 @@ class Predictor:
 
     def _run(self, work: str, rows: list[Any]) -> list[Any]:
         opened = self._opened
+        if opened.searched is not None:
+            return _out_of_index(opened.searched, self._reader, work, rows)
         assert opened.task is not None
         if work == "embed":
             assert isinstance(opened.task, SimilarityTask)
             return list(opened.task.embed(opened.model, rows, opened.place))
         return opened.task.predict(opened.model, rows, opened.place)
+
+
+def _out_of_index(index: Index, reader: Reader | None, work: str, rows: list[dict[str, Any]]) -> list[Any]:
+    most = max(row["k"] for row in rows)
+    if work == "ask":
+        return [found.as_dict() for found in answer(index, [row["question"] for row in rows], reader, k=most)]
+    found = index.search([row["query"] for row in rows], most)
+    return [[hit.as_dict() for hit in hits[: row["k"]]] for hits, row in zip(found, rows, strict=True)]
 
 
 def row_of(opened: Opened, given: dict[str, Any]) -> dict[str, Any]:

@@ -161,14 +161,14 @@ class TextRequest(Strict):
 
 class AnswerRequest(Strict):
     question: Text
-    context: Text | None = Field(None, description="The passage that the answer is looked for in.")
+    context: Text | None = Field(None, description="The passage that the answer is looked for in; an index finds it itself.")
     controls: Controls | None = None
 
 
 class SearchRequest(Strict):
     query: Text
-    documents: list[Text] = Field(min_length=1)
-    top: int = Field(10, ge=1)
+    documents: list[Text] | None = Field(None, min_length=1, description="What is searched; of an index its own documents.")
+    top: int = Field(10, ge=1, le=1000)
 
 
 class SwapRequest(Strict):

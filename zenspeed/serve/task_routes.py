@@ -23,6 +23,9 @@ from zenspeed.serve.shapes import (
 )
 from zenspeed.serve.vectors import decode_vector, encode_vector
 
+PASSAGES = 5
+"""Of an index, in which an answer is looked for."""
+
 
 def add_task_routes(app: FastAPI, models: Models, limits: Limits, metrics: Metrics) -> None:
     """Adds them to `app`."""
@@ -98,14 +101,26 @@ def add_task_routes(app: FastAPI, models: Models, limits: Limits, metrics: Metri
     async def answer(body: AnswerRequest) -> dict[str, Any]:
         """The answer to a question; with a context, where in it the answer stands (characters `start` to `end`)."""
         served = models.find(body.model, "answer")
+        if _is_index(served):
+            if body.context is not None or body.controls is not None:
+                raise Problem(400, f"context, controls: {served.name} is an index; give a question alone", param="context")
+            rows = [{"question": texts_of(body.question, "question")[0], "k": PASSAGES}]
+            found, tokens = await ask(served, "ask", rows)
+            return {**found[0], "model": served.name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
         row = {"question": texts_of(body.question, "question")[0], "context": body.context, "controls": body.controls}
         results, tokens = await ask(served, "predict", [row])
         return {**results[0], "model": served.name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
     @app.post("/v1/search")
     async def search(body: SearchRequest, request: Request) -> dict[str, Any]:
-        """The documents nearest to the query, by the cosine of their vectors."""
+        """The documents nearest to the query, by the cosine of their vectors; of an index its passages, by words as well."""
         served = models.find(body.model, "search")
+        if _is_index(served) != (body.documents is None):
+            which = "is an index; leave documents out" if _is_index(served) else "has no documents of its own; give documents"
+            raise Problem(400, f"documents: {served.name} {which}", param="documents")
+        if body.documents is None:
+            found, tokens = await ask(served, "find", [{"query": texts_of(body.query, "query")[0], "k": body.top}])
+            return _list(served, [{"index": rank, **hit} for rank, hit in enumerate(found[0])], tokens)
         texts = [*texts_of(body.query, "query"), *texts_of(body.documents, "documents")]
         vectors, tokens = await ask(served, "embed", texts)
         array = np.stack([decode_vector(vector) for vector in vectors])
@@ -113,6 +128,10 @@ def add_task_routes(app: FastAPI, models: Models, limits: Limits, metrics: Metri
         best = np.argsort(-scores, kind="stable")[: body.top]
         data = [{"index": int(i), "score": round(float(scores[i]), 6), "document": body.documents[i]} for i in best]
         return _list(served, data, tokens)
+
+
+def _is_index(served: Served) -> bool:
+    return bool(served.info["card"]["kind"] == "index")
 
 
 def _list(served: Served, data: list[Any], tokens: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Messages are lines of JSON over one socket. A request has an `id`, and every event of its answer has it too:
 
     {"id", "op": "generate", …}  ->  text …, end (one a choice)       {"id", "op": "cancel"}
-    {"id", "op": "predict" | "embed" | "words", "rows"}  ->  result          {"id", "op": "stats"}  ->  result
+    {"id", "op": "predict" | "embed" | "words" | "find" | "ask", "rows"}  ->  result          {"id", "op": "stats"}  ->  result
     error: kind input (400), busy (429), server (500)
 
 It is a process of its own so that a crash, or a kill, takes no server with it, and a new version can be loaded beside the old.
@@ -25,6 +25,7 @@ import psutil
 import torch
 
 from zenspeed.errors import InputError
+from zenspeed.retrieve.embed import open_reader
 from zenspeed.serve import native
 from zenspeed.serve.answer import Answer
 from zenspeed.serve.batching import Batcher, Busy, Request, Sampling
@@ -50,7 +51,8 @@ class Worker:
 
     Args:
         options: weights (fp32, bf16, int8), max_streams, max_queue, max_tokens (in all streams together), threads, cache
-            (folder of the compiled kernel), kernel (false: plain torch only), seconds (of a request at most).
+            (folder of the compiled kernel), kernel (false: plain torch only), seconds (of a request at most), reader (folder
+            of the model that reads answers out of an index).
         give: gets events, from several threads.
     """
 
@@ -64,7 +66,8 @@ class Worker:
         if opened.kind == "language_model":
             self._start_generation()
         else:
-            self._predictor = Predictor(opened)
+            reader = options.get("reader") if opened.kind == "index" else None
+            self._predictor = Predictor(opened, open_reader(Path(reader)) if reader else None)
 
     def _start_generation(self) -> None:
         opened, options = self.opened, self._options
@@ -149,6 +152,7 @@ class Worker:
         wanted = min(message.get("max_tokens") or room, max(room, 1))
         requests = []
         for index in range(message["n"]):
+            assert self.opened.tokenizer is not None
             answer = Answer(self.opened.tokenizer, self._events(key, index, len(tokens)), stop)
             bias = {int(token): value for token, value in (sampling.get("bias") or {}).items()}
             how = Sampling(**{**sampling, "bias": bias, "seed": (sampling["seed"] + index) % 2**63})
@@ -209,9 +213,18 @@ class Worker:
     def _on_embed(self, key: str, message: dict[str, Any]) -> None:
         self._predict(key, "embed", message["rows"])
 
+    def _on_find(self, key: str, message: dict[str, Any]) -> None:
+        """Rows of query and k: the passages of the index."""
+        self._predict(key, "find", message["rows"])
+
+    def _on_ask(self, key: str, message: dict[str, Any]) -> None:
+        """Rows of question and k: an answer out of the index."""
+        self._predict(key, "ask", message["rows"])
+
     def _predict(self, key: str, work: str, rows: list[Any]) -> None:
         assert self._predictor is not None
-        counted = sum(len(self.opened.tokenizer.encode(t)) for row in rows for t in _texts(row))
+        tokenizer = self.opened.tokenizer
+        counted = sum(len(tokenizer.encode(t)) for row in rows for t in _texts(row)) if tokenizer is not None else 0
 
         def done(results: list[Any] | Exception) -> None:
             if isinstance(results, Exception):

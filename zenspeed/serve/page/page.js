@@ -130,11 +130,16 @@ const WORK = {
     $(".text", section).textContent = found.data[0].prediction;
   },
   async answer(section, form, signal) {
-    const body = { model: $("#model").value, question: form.question.value, context: form.text.value };
+    const body = { model: $("#model").value, question: form.question.value };
+    if (!form.text.hidden) body.context = form.text.value;
     const found = await (await ask("v1/answer", body, signal)).json();
     $(".text", section).textContent = found.prediction || say("noAnswer");
     const place = $(".passage", section), text = form.text.value;
     place.replaceChildren();
+    if (form.text.hidden) { // of an index: the answer stands in a document of its own
+      if (found.prediction) place.append(found.document);
+      return;
+    }
     if (!found.prediction || found.start === undefined) return;
     const points = Array.from(text); // the server counts characters as Unicode does, JavaScript pairs of surrogates
     place.append(points.slice(0, found.start).join(""), make("mark", points.slice(found.start, found.end).join("")),
@@ -142,11 +147,12 @@ const WORK = {
   },
   async similar(section, form, signal) {
     const documents = form.text.value.split("\n").filter((line) => line.trim());
-    const body = { model: $("#model").value, query: form.query.value, documents };
+    const body = { model: $("#model").value, query: form.query.value };
+    if (!form.text.hidden) body.documents = documents;
     const found = await (await ask("v1/search", body, signal)).json();
     $(".found", section).replaceChildren(...found.data.map((entry) => {
       const item = make("li");
-      item.append(bar(entry.document, Math.max(0, entry.score), entry.score.toFixed(3)));
+      item.append(bar(entry.text || entry.document, Math.min(1, Math.max(0, entry.score)), entry.score.toFixed(3)));
       return item;
     }));
   },
@@ -245,6 +251,12 @@ function suit() {
   const fine = !model || name === "compare" || can(model, endpoint);
   notice(fine ? "" : say("notHere", { model: model.id, models: able.join(", ") || say("none") }));
   for (const id of Object.keys(TABS)) $("#tab-" + id).classList.toggle("cannot", !models.some((m) => can(m, TABS[id])));
+  const index = Boolean(model && model.zenspeed.card && model.zenspeed.card.kind === "index"); // it has its own documents
+  for (const form of ["#answer", "#similar"]) {
+    const field = $(form + " [name=text]");
+    field.hidden = index;
+    if (form === "#similar") field.required = !index;
+  }
   $("#classify [name=pair]").hidden = !(model && model.zenspeed.card && model.zenspeed.card.pair);
   if (name === "card") showCard();
 }
