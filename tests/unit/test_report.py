@@ -13,9 +13,12 @@ import pytest
 from zenspeed.config import dump
 from zenspeed.errors import InputError
 from zenspeed.evaluate.interval import Figure, Undefined
+from zenspeed.evaluate.measures import figures_of
+from zenspeed.evaluate.predictions import checked
 from zenspeed.recipe import Recipe
 from zenspeed.report import charts, parts
 from zenspeed.report.collect import read_report
+from zenspeed.report.figures import chinese_of, defined, named
 from zenspeed.report.page import compare_runs, write_report
 from zenspeed.report.words import ZH
 
@@ -98,3 +101,20 @@ def test_labels_on_an_axis_do_not_touch() -> None:
 
 def test_control_characters_are_shown() -> None:
     assert parts.escape("a\x00<b>") == "a\\x00&lt;b&gt;"
+
+
+def test_every_figure_has_a_chinese_name() -> None:
+    probabilities = {"a": 0.7, "b": 0.3}
+    rows: list[list[dict]] = [
+        [{"label": "ab"[i % 2], "scores": probabilities} for i in range(30)],
+        [{"label": i / 2, "prediction": i / 3 + 0.1} for i in range(9)],
+        [{"reference": "a b", "prediction": "a c"}] * 3,
+        [{"rank": 1}, {"rank": 3}],
+    ]
+    names = {name: f.definition for some in rows for name, f in figures_of(checked(some)).items()}
+    names |= dict.fromkeys(("loss", "perplexity", "bits_per_byte", "test_accuracy", "validation_loss"), "defined")
+    assert [name for name in names if chinese_of(name)[0] is None] == []
+    assert str(named("test_recall[<b>]")) == (
+        '<span lang="en">test recall[&lt;b&gt;]</span><span lang="zh">测试集召回率 [&lt;b&gt;]</span>'
+    )
+    assert "前 5 名" in str(defined("recall@5", names["recall@5"])) and str(named("my_own")) == "my own"

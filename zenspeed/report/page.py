@@ -16,7 +16,8 @@ from zenspeed.evaluate.interval import RESAMPLES, SEED
 from zenspeed.report import parts
 from zenspeed.report.charts import Bar, Series, chart, intervals
 from zenspeed.report.collect import RunReport, figures_by_name, read_report, write_content
-from zenspeed.report.words import Words
+from zenspeed.report.figures import named
+from zenspeed.report.words import Words, escape
 
 _SWITCH = (
     '<fieldset class="language"><label><input type="radio" name="language" id="en" checked>English</label>'
@@ -54,12 +55,12 @@ def run_page(run: RunReport) -> str:
     if found:
         body += [parts.of_labels(found), parts.by_part(found), parts.examples(found)]
     if run.samples:
-        body.append(parts.section("Samples", f"<pre>{parts.escape(run.samples)}</pre>"))
+        body.append(parts.section("Samples", f"<pre>{escape(run.samples)}</pre>"))
     body += [
         parts.section("Data", _data(content["data"])),
-        parts.section("Recipe", f"<pre>{parts.escape(run.recipe)}</pre>"),
+        parts.section("Recipe", f"<pre>{escape(run.recipe)}</pre>"),
         parts.section("Environment", _facts(_flat(run.environment))),
-        parts.section("How to repeat it", f"<pre>{parts.escape(again)}</pre>"),
+        parts.section("How to repeat it", f"<pre>{escape(again)}</pre>"),
     ]
     return document(run.name, body)
 
@@ -74,7 +75,7 @@ def evaluation_page(found: Mapping[str, Any], command: str) -> str:
         parts.of_labels(found),
         parts.by_part(found),
         parts.examples(found),
-        parts.section("How to repeat it", f"<pre>{parts.escape(command)}</pre>"),
+        parts.section("How to repeat it", f"<pre>{escape(command)}</pre>"),
     ]
     return document(str(found.get("model", found["source"])), body)
 
@@ -90,7 +91,7 @@ def comparison_page(runs: Sequence[RunReport]) -> str:
     names = _names(runs)
     figures = [figures_by_name(run.content) for run in runs]
     common = [name for name in figures[0] if all(name in f for f in figures)]
-    rows = [[parts.shown_name(name), *(_cell(f[name]) for f in figures)] for name in common]
+    rows: list[list[object]] = [[named(name), *(_cell(f[name]) for f in figures)] for name in common]
     drawn = []
     for name in [n for n in parts.HEADLINES if n in common][:4]:
         bars = [
@@ -98,7 +99,7 @@ def comparison_page(runs: Sequence[RunReport]) -> str:
             for label, f in zip(names, figures, strict=True)
             if f[name]["value"] is not None
         ]
-        drawn.append(parts.figure(parts.shown_name(name), intervals(bars)))
+        drawn.append(parts.figure(named(name), intervals(bars)))
     losses = [
         Series(label, [(r["tokens"], r["validation_loss"]) for r in run.metrics if "validation_loss" in r])
         for label, run in zip(names, runs, strict=True)
@@ -123,9 +124,9 @@ def compare_runs(folders: Sequence[Path]) -> str:
 def document(title: str, body: Sequence[str]) -> str:
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     return (
-        f'<!DOCTYPE html>\n<html><head><meta charset="utf-8"><title>{parts.escape(title)}</title>'
+        f'<!DOCTYPE html>\n<html><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{style}</style></head><body>{_SWITCH}<h1>{parts.escape(title)}</h1>{''.join(body)}</body></html>\n"
+        f"<style>{style}</style></head><body>{_SWITCH}<h1>{escape(title)}</h1>{''.join(body)}</body></html>\n"
     )
 
 
@@ -166,7 +167,7 @@ def _tests(runs: Sequence[RunReport], names: Sequence[str]) -> str:
     try:
         found = compare_files(folders)
     except InputError as error:
-        return f"<p>{parts.escape(error)}</p>"
+        return f"<p>{escape(error)}</p>"
     name = {str(run.folder): label for run, label in zip(runs, names, strict=True)}
     head = ("first", "second", "figure", "difference", "95 % interval", "p", "n", "conclusion")
     return parts.table(head, [_test(c, name) for c in found], range(3, 7))

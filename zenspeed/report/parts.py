@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from zenspeed.report.charts import Bar, Series, chart, intervals, matrix
-from zenspeed.report.words import Words
+from zenspeed.report.figures import defined, named
+from zenspeed.report.words import Words, escape
 
 Row = Mapping[str, Any]
 _MOST_MATRIX = 40
@@ -23,10 +23,6 @@ def section(title: str, *body: str) -> str:
     """A heading and what stands under it; nothing where there is nothing to show."""
     content = "".join(body)
     return f"<section><h2>{Words(title)}</h2>{content}</section>" if content else ""
-
-
-def escape(text: object) -> str:
-    return html.escape("".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in str(text)))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[int] = ()) -> str:
@@ -46,11 +42,11 @@ def _cell(cell: object) -> str:
     return str(cell) if isinstance(cell, Words) else escape(cell)
 
 
-def figure(title: str, drawing: str, note: str = "") -> str:
+def figure(title: str | Words, drawing: str, note: str = "") -> str:
     if not drawing:
         return ""
     below = f'<p class="soft">{Words(note)}</p>' if note else ""
-    return f"<figure><figcaption>{Words(title)}</figcaption>{drawing}{below}</figure>"
+    return f"<figure><figcaption>{title if isinstance(title, Words) else Words(title)}</figcaption>{drawing}{below}</figure>"
 
 
 def number(value: float) -> str:
@@ -63,10 +59,6 @@ def interval(f: Row) -> str:
     return f"{number(f['low'])} … {number(f['high'])}"
 
 
-def shown_name(name: str) -> str:
-    return name.replace("_", " ")
-
-
 def cards(figures: Mapping[str, Row]) -> str:
     """The figures that matter most, large."""
     found = []
@@ -74,7 +66,7 @@ def cards(figures: Mapping[str, Row]) -> str:
         f = figures[name]
         value = Words("not defined") if f["value"] is None else number(f["value"])
         found.append(
-            f'<div class="card">{escape(shown_name(name))}<b>{value}</b><small>{escape(interval(f))}</small>'
+            f'<div class="card">{named(name)}<b>{value}</b><small>{escape(interval(f))}</small>'
             f"<small>n {f['n']:,}</small></div>"
         )
     return f'<div class="cards">{"".join(found)}</div>' if found else ""
@@ -84,7 +76,7 @@ def figure_table(figures: Iterable[Row]) -> str:
     rows = []
     for f in figures:
         value: object = Words("not defined") if f["value"] is None else number(f["value"])
-        rows.append((shown_name(f["name"]), value, interval(f), f"{f['n']:,}", f["definition"]))
+        rows.append((named(f["name"]), value, interval(f), f"{f['n']:,}", defined(f["name"], f["definition"])))
     return table(("figure", "value", "95 % interval", "n", "definition"), rows, (1, 2, 3))
 
 
@@ -144,15 +136,15 @@ def by_part(found: Row) -> str:
         for f in figures
         if f["name"] == name and f["value"] is not None
     ]
-    rows = [(f["value_of_slice"], shown_name(f["name"]), number(f["value"]), interval(f), f"{f['n']:,}") for f in figures
+    rows = [(f["value_of_slice"], named(f["name"]), number(f["value"]), interval(f), f"{f['n']:,}") for f in figures
             if f["value"] is not None and "[" not in f["name"]]  # fmt: skip
     listed = table(("part", "figure", "value", "95 % interval", "n"), rows, (2, 3, 4))
-    drawing = figure(shown_name(name or ""), intervals(bars))
+    drawing = figure(named(name or ""), intervals(bars))
     parts = [section("By part", drawing, f"<details><summary>{Words('Figures')}</summary>{listed}</details>" if rows else "")]
     parts.append(section("Gaps between groups", figure_table(found.get("fairness", ()))))
     parts.append(section("Thresholds", _thresholds(found.get("thresholds", ()))))
     changed = [
-        (e["change"], shown_name(e["metric"]), number(e["before"]), number(e["after"]),
+        (e["change"], named(e["metric"]), number(e["before"]), number(e["after"]),
          f"{e['difference']:+.4f} [{e['low']:+.4f}, {e['high']:+.4f}]", f"{100 * e['answers_changed']['value']:.1f} %")
         for e in found.get("robustness", ())
     ]  # fmt: skip

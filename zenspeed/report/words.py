@@ -91,17 +91,24 @@ ZH = {
 }
 
 
+def escape(text: object) -> str:
+    """Any text as HTML, what cannot be printed as its number."""
+    return html.escape("".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in str(text)))
+
+
 class Words(NamedTuple):
     """A text in both languages, as HTML."""
 
     en: str
+    zh: str | None = None
+    """Default: from the table."""
 
     def __str__(self) -> str:
-        zh = ZH.get(self.en)
-        shown = html.escape(self.en)
-        if zh is None:
+        zh = self.zh or ZH.get(self.en)
+        shown = escape(self.en)
+        if zh is None or zh == self.en:
             return shown
-        return f'<span lang="en">{shown}</span><span lang="zh">{html.escape(zh)}</span>'
+        return f'<span lang="en">{shown}</span><span lang="zh">{escape(zh)}</span>'
 
 
 def svg_words(en: str, attributes: str) -> str:
