@@ -9,8 +9,6 @@ from __future__ import annotations
 import gc
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -41,45 +39,50 @@ def give_back(device_type: str) -> None:
         torch.cuda.empty_cache()
 
 
-@contextmanager
-def memory_limit(gibibytes: float | None, device: torch.device, local_ranks: int = 1) -> Iterator[None]:
-    """Within it this process may use `gibibytes` of its device; None: its share of what the container may use, if that is
-    limited (CPU), or all (GPU).
+class MemoryLimit:
+    """While it is entered, this process may use `gibibytes` of its device; None: its share of what the container may use, if
+    that is limited (CPU), or all (GPU).
+
+    It is entered for forward and backward alone: what else goes on, such as starting a thread, is not to fail by it.
 
     Raises:
         InputError: the process holds more already.
     """
-    if device.type == "cuda":
-        if gibibytes is not None:
-            total = torch.cuda.get_device_properties(device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, gibibytes * _GIB / total), device)
-        yield
-        return
-    limit = container_bytes() if gibibytes is None else int(gibibytes * _GIB)
-    data = _data_bytes()
-    if limit is None or data is None:
-        if gibibytes is not None:
-            raise InputError("train.memory: this system cannot limit the memory of a process (Linux can); take it away")
-        yield
-        return
-    import resource
 
-    if gibibytes is None:
-        limit = int(limit * (1 - _KEPT_FREE)) // local_ranks
-    held = resident_bytes()
-    if held >= limit:
-        if gibibytes is None:  # a small container is no reason to refuse: the kernel decides
-            yield
+    def __init__(self, gibibytes: float | None, device: torch.device, local_ranks: int = 1) -> None:
+        self._soft: int | None = None
+        if device.type == "cuda":
+            if gibibytes is not None:
+                total = torch.cuda.get_device_properties(device).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, gibibytes * _GIB / total), device)
             return
-        raise InputError(f"train.memory: {gibibytes:g} GiB, but the process holds {held / _GIB:.2f} before training; give more")
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = data + limit - held
-    soft = wanted if before[0] == resource.RLIM_INFINITY else min(wanted, before[0])
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+        limit, data, held = container_bytes(), _data_bytes(), resident_bytes()
+        if gibibytes is not None:
+            limit = int(gibibytes * _GIB)
+            if data is None:
+                raise InputError("train.memory: this system cannot limit the memory of a process (Linux can); take it away")
+            if held >= limit:
+                had = f"{held / _GIB:.2f}"
+                raise InputError(f"train.memory: {gibibytes:g} GiB, but the process holds {had} before training; give more")
+        elif limit is not None:
+            limit = int(limit * (1 - _KEPT_FREE)) // local_ranks
+        if limit is not None and data is not None and held < limit:  # a small container is no reason to refuse
+            self._soft = data + limit - held
+
+    def __enter__(self) -> None:
+        if self._soft is not None:
+            import resource
+
+            self._before = resource.getrlimit(resource.RLIMIT_DATA)
+            soft, hard = self._before
+            wanted = self._soft if soft == resource.RLIM_INFINITY else min(self._soft, soft)
+            resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+    def __exit__(self, *exception: object) -> None:
+        if self._soft is not None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_DATA, self._before)
 
 
 def container_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:

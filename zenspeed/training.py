@@ -29,7 +29,7 @@ from zenspeed.engine import Engine
 from zenspeed.evaluate.interval import Figure
 from zenspeed.evaluate.report import write_report as write_markdown
 from zenspeed.machine import keep_memory, measure_matmul, process_age_seconds, resident_bytes, usable_cores
-from zenspeed.memory import OutOfMemory, is_out_of_memory, memory_limit
+from zenspeed.memory import MemoryLimit, OutOfMemory, is_out_of_memory
 from zenspeed.optim import lr_factor, plan_optimizers
 from zenspeed.parallel.mesh import World, build_mesh, world
 from zenspeed.parallel.zero import ZeroOptions
@@ -97,8 +97,7 @@ def train(
         with Interrupt() as interrupt:
             run = _set_up(recipe, here, display, resume, joins=bool(number))
             try:
-                with memory_limit(recipe.train.memory, here.device, _local_ranks(here)):
-                    result = (loop or _loop)(run, interrupt)
+                result = (loop or _loop)(run, interrupt)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -133,6 +132,7 @@ class Run(NamedTuple):
     counters: Counters
     peak_flops: float  # of all ranks together
     weights: int
+    memory: MemoryLimit
 
 
 def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None, *, joins: bool = False) -> Run:
@@ -197,7 +197,8 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None, 
         f"peak {float(peak) / 1e9:,.0f} GFLOP/s · {recipe.train.batch_size * task.tokens_per_sample:,.0f} tokens an update"
     )
     display.say(compiling)
-    return Run(recipe, folder, here, display, task, model, engine, checkpointer, log, counters, float(peak), weights)
+    limit = MemoryLimit(recipe.train.memory, here.device, _local_ranks(here))
+    return Run(recipe, folder, here, display, task, model, engine, checkpointer, log, counters, float(peak), weights, limit)
 
 
 def _compile_where_it_pays(
@@ -264,7 +265,8 @@ def _loop(run: Run, interrupt: Interrupt) -> Result:
         lr = lr_factor(recipe.optim, facts.progress, counters.step, recipe.train.steps)
         try:
             smallest = partial(_smallest, task, first)
-            loss, update = engine.train_step(micro, task.loss, facts.num_targets, lr, smallest)
+            with run.memory:
+                loss, update = engine.train_step(micro, task.loss, facts.num_targets, lr, smallest)
         except OutOfMemory:
             size = _halve(run, size, per_rank)
             continue

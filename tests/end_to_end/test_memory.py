@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.end_to_end.conftest import Cli
 from zenspeed.config import InputError, load
-from zenspeed.memory import container_bytes, is_out_of_memory, memory_limit
+from zenspeed.memory import MemoryLimit, container_bytes, is_out_of_memory
 from zenspeed.recipe import Recipe
 from zenspeed.runlog import read_metrics
 from zenspeed.tasks.base import Task
@@ -85,7 +85,7 @@ def test_a_limit_below_what_is_used_is_refused(corpus: Path, cache: Path, tmp_pa
 
 def test_the_limit_ends_with_the_block() -> None:
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    with memory_limit(64.0, torch.device("cpu")):
+    with MemoryLimit(64.0, torch.device("cpu")):
         assert resource.getrlimit(resource.RLIMIT_DATA) != before
         with pytest.raises(RuntimeError) as error:
             torch.empty(2**36)
