@@ -56,6 +56,8 @@ class Plan(NamedTuple):
     seed: int = 1
     jobs: int | None = None
     """Folds at once; None: as many as there are cores."""
+    prepare: Callable[[Path], None] | None = None
+    """Is given each fold's folder before it is trained; a tuned.yaml that it writes there is trained in the recipe's place."""
 
 
 def crossval(recipe: Recipe, plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
@@ -71,6 +73,9 @@ def crossval(recipe: Recipe, plan: Plan, say: Callable[[str], None]) -> dict[str
     places = [plan.folder / f"repeat-{i // plan.num_folds + 1}" / f"fold-{i % plan.num_folds + 1}" for i in range(len(made))]
     for place, fold in zip(places, made, strict=True):
         _write_fold(place, rows, fold, recipe)
+    for place in places if plan.prepare is not None else ():
+        assert plan.prepare is not None
+        plan.prepare(place)
     _train_all(places, plan.jobs or max(1, min(len(places), usable_cores())), say)
     found = _summary(places, made, plan, recipe)
     write_atomically(plan.folder / "crossval.json", json.dumps(found, ensure_ascii=False, indent=1))
@@ -186,7 +191,8 @@ def _train_all(places: Sequence[Path], jobs: int, say: Callable[[str], None]) ->
 def _start(place: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     run = place / "run"
     begun = (run / "checkpoints").exists() and any((run / "checkpoints").iterdir())
-    words = ["resume", str(run)] if begun else ["train", str(place / "recipe.yaml")]
+    tuned = place / "tuned.yaml"
+    words = ["resume", str(run)] if begun else ["train", str(tuned if tuned.exists() else place / "recipe.yaml")]
     with (place / "output.txt").open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "zenspeed", *words], stdout=output, stderr=subprocess.STDOUT, env=environment

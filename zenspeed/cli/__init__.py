@@ -21,6 +21,7 @@ for _name in (
     "export",
     "serve",
     "plan",
+    "tune",
     "launch",
     "parameter_server",
     "report",
