@@ -47,11 +47,14 @@ class Journal:
     def records(self, name: str) -> Iterator[tuple[dict[str, Any], Tensor]]:
         """What the log `name` holds, up to the first record that was cut off; what comes next is written behind it."""
         path, good = self.folder / name, 0
+        length = path.stat().st_size
         with path.open("rb") as file:
             while len(front := file.read(RECORD.size)) == RECORD.size:
                 head_bytes, body_bytes, checksum = RECORD.unpack(front)
+                if head_bytes + body_bytes > length - file.tell():
+                    break
                 data = bytearray(file.read(head_bytes + body_bytes))
-                if len(data) < head_bytes + body_bytes or zlib.crc32(data) != checksum:
+                if zlib.crc32(data) != checksum:
                     break
                 good = file.tell()
                 yield json.loads(data[:head_bytes]), torch.frombuffer(data, dtype=torch.uint8)[head_bytes:].clone()

@@ -100,7 +100,7 @@ class Pull(Head):
 
 
 class Push(Head):
-    """What a worker made of a share: in the body the gradient of its mean loss / shares, or (local) its delta."""
+    """What a worker made of a share: in the body the gradient of its mean loss, or (local) its delta, / shares."""
 
     clock: Count
     number: Count

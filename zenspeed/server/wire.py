@@ -105,6 +105,14 @@ def _no_constant(name: str) -> float:
     raise ValueError(name)
 
 
+def _room_for(count: int, kind: Kind) -> Tensor:
+    """Memory for a body; the system gives its pages as bytes arrive, so a length alone takes nothing."""
+    try:
+        return torch.empty(count, dtype=torch.uint8)
+    except RuntimeError:
+        raise WireError(f"{kind.name}: no memory for {count:,} bytes") from None
+
+
 def as_bytes(tensor: Tensor) -> Tensor:
     """The memory of a contiguous tensor, as uint8."""
     return tensor.detach().contiguous().view(-1).view(torch.uint8)
@@ -148,7 +156,7 @@ class Stream:
         async with asyncio.timeout(self.message_seconds):
             kind, head_bytes, body_bytes = parse_header(first + await self._read(HEADER.size - 1), max_body)
             head = parse_head(await self._read(head_bytes))
-            body = torch.empty(body_bytes, dtype=torch.uint8)
+            body = _room_for(body_bytes, kind)
             await self._fill(memory_of(body))
         return Frame(kind, head, body)
 

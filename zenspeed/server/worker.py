@@ -173,7 +173,7 @@ class Replica:
     def _body(self, server: int, fragment: int) -> Tensor:
         parameters = self.parts[server][fragment]
         if self.local:
-            values = self._anchors[server, fragment] - gather(parameters)
+            values = (self._anchors[server, fragment] - gather(parameters)) / self.spec.shares
             scatter(self._anchors[server, fragment], parameters)
         else:
             values = gather([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters])
