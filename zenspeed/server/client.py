@@ -102,7 +102,7 @@ class Link:
 
     def join(self, name: str, number: int | None) -> Mapping[str, Any]:
         """Says hello, now and after every loss of the connection."""
-        self.hello, self.number = {"name": name[:200]}, number
+        self.hello, self.number = {"name": name[:200], "leads": False}, number
         self.ask(Kind.STATUS, {})
         return self.welcome
 
@@ -155,6 +155,20 @@ class Servers:
             if status["lead"] and not self.started:
                 return
             time.sleep(0.05)
+
+    def wait_until_over(self) -> bool:
+        """When all updates are made: True if it is this worker that has to finish the run, False when it is finished."""
+        while True:
+            status = self.links[0].ask(Kind.STATUS, {}).head
+            if status["lead"] or status["over"]:
+                return bool(status["lead"])
+            time.sleep(0.1)
+
+    def leads(self, yes: bool) -> None:
+        """What is to be said after a loss of the connection."""
+        for link in self.links:
+            if link.hello is not None:
+                link.hello["leads"] = yes
 
     def close(self, *, stop_servers: bool = False) -> None:
         """Ends this worker's stay; with `stop_servers` theirs as well."""

@@ -22,6 +22,8 @@ class Hello(Head):
 
     number: Count | None = None
     name: Annotated[str, Field(max_length=200)] = ""
+    leads: bool = False
+    """It led the run when it lost the connection."""
 
 
 class Spec(Head):

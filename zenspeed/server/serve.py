@@ -29,6 +29,8 @@ from zenspeed.server.wire import EMPTY, Frame, Kind, Refused, Stream, WireError,
 AUTHENTICATE_SECONDS = 10.0
 MESSAGE_SECONDS = 120.0
 MAX_CONNECTIONS = 256
+LEAD_RETURNS_SECONDS = 5.0
+"""After a server came back, until another worker may lead than the one that did."""
 MAX_START_BYTES = 1 << 40
 RECORDS = 4096  # of updates, kept for the worker that writes metrics
 
@@ -71,6 +73,8 @@ class Server:
         self.discarded = 0
         self.records: deque[dict[str, Any]] = deque(maxlen=RECORDS)
         self._next_number = 0
+        self._lead: int | None = None
+        self._lead_returns_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._squares: dict[int, dict[int, float | None]] = {}
         self._norms: dict[int, float] = {}
@@ -108,6 +112,8 @@ class Server:
         assert self.store is not None and self.clocks is not None
         self.store.load(checkpoint.read, checkpoint.scalars, True)
         self.tokens, self.progress = state["tokens"], state["progress"]
+        self._next_number = 1000  # those that were here come back with their own
+        self._lead_returns_until = time.monotonic() + LEAD_RETURNS_SECONDS
         count = 0
         for head, body in self.journal.records(state["log"]):
             count += 1
@@ -225,19 +231,28 @@ class Server:
             if self.clocks is not None:
                 self.clocks.lost(number)  # of a connection whose end was not noticed yet
             self.workers[number] = stream
+            if hello.leads and self._lead not in self.workers:
+                self._lead = number
             self.say(f"worker {number} {hello.name} joined; {len(self.workers)} here")
         return {"number": worker.number, "started": self.store is not None, "lead": self._leads(worker)}, EMPTY
 
     def _leads(self, worker: _Worker) -> bool:
-        """The worker with the lowest number writes metrics and checkpoints and evaluates."""
-        return bool(self.workers) and worker.number == min(self.workers) and not self._stopping
+        """One worker writes metrics and checkpoints and evaluates: the first, and when it has gone the next."""
+        if self._lead not in self.workers and self.workers and time.monotonic() > self._lead_returns_until:
+            self._lead = min(self.workers)
+        return worker.number is not None and worker.number == self._lead and not self._stopping
 
     async def _on_status(self, stream: Stream, worker: _Worker, frame: Frame) -> tuple[dict[str, Any], Tensor]:
-        version = self.store.version if self.store is not None else None
-        return {
-            "started": self.store is not None, "version": version, "workers": sorted(self.workers), "lead": self._leads(worker),
-            "discarded": self.discarded, "tokens": self.tokens, "closed_for": dict(self.complaints.kinds.most_common(20)),
-        }, EMPTY  # fmt: skip
+        head = {
+            "started": self.store is not None,
+            "over": self._stopping,
+            "version": self.store.version if self.store is not None else None,
+            "workers": sorted(self.workers),
+            "lead": self._leads(worker),
+            "discarded": self.discarded,
+            "closed_for": dict(self.complaints.kinds.most_common(20)),
+        }
+        return head, EMPTY
 
     async def _on_start(self, stream: Stream, worker: _Worker, frame: Frame) -> tuple[dict[str, Any], Tensor]:
         start = check(Start, frame.head)
@@ -481,6 +496,7 @@ class Server:
                 "tokens_per_second": applied.tokens / max(1e-9, now - self._since),
                 "staleness": sum(applied.staleness) / len(applied.staleness),
                 "staleness_max": max(applied.staleness),
+                "over": self._stopping,
                 "discarded": self.discarded,
                 "bytes": sum(push.moved for push in facts),
                 "workers": len(self.workers),

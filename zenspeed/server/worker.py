@@ -18,7 +18,7 @@ from zenspeed.display import Display
 from zenspeed.engine import Engine, Shard
 from zenspeed.machine import resident_bytes
 from zenspeed.optim import lr_factor
-from zenspeed.runlog import RunLog
+from zenspeed.runlog import RunLog, read_metrics
 from zenspeed.server.client import Servers
 from zenspeed.server.compress import Feedback
 from zenspeed.server.keys import divide, gather, keys_of, scatter
@@ -207,7 +207,7 @@ class Work:
     """A worker in a run."""
 
     def __init__(self, run: Run, servers: Servers, checkpoint: Checkpoint | None) -> None:
-        self.spec = spec_of(run)
+        self.spec, self.servers = spec_of(run), servers
         self.replica = Replica(run.engine, servers, self.spec)
         self.replica.start(checkpoint)
         self.remote = Remote(run.engine, servers)
@@ -215,6 +215,7 @@ class Work:
         alone = run.world._replace(rank=0, size=1)  # evaluation is one worker's alone
         self.run = run._replace(engine=cast(Engine, self.remote), world=alone)
         self.leads = run.log.enabled
+        servers.leads(self.leads)
         self._written = self.spec.first
         self._flops = run.task.flops_per_token(run.model)
 
@@ -233,8 +234,8 @@ class Work:
                 records=self._written if self.leads else None,
             )
             self._stand(ticket.version, ticket.tokens)
-            if ticket.lead and not self.leads:
-                self._lead(ticket.version)
+            if ticket.lead != self.leads and not (ticket.finished and self.leads):
+                self._lead(ticket.lead)
             if self.leads:
                 self._write(ticket, clock)
             if ticket.finished:
@@ -251,9 +252,10 @@ class Work:
             self.replica.push(ticket, facts, ticket.version)
             clock.step_took((time.perf_counter() - began) / self.spec.steps_per_clock)
         if not self.leads:
-            return self._result(interrupted=False)
-        while ticket.records:
-            ticket = self.replica.take(close=False, progress=None, records=self._written)
+            if not self.servers.wait_until_over():
+                return self._result(interrupted=interrupt.asked)
+            self._lead(True)
+        while (ticket := self.replica.take(close=False, progress=None, records=self._written)).records:
             self._write(ticket, clock)
         self.remote.version = ticket.version
         if self.replica.local:
@@ -271,14 +273,19 @@ class Work:
             counters.step = min(counters.step, self.spec.steps)
         counters.samples, counters.tokens = counters.step * self.run.recipe.train.batch_size, tokens
 
-    def _lead(self, version: int) -> None:
-        """The worker that led has gone: from now on this one evaluates, saves and writes metrics."""
-        self.leads = True
-        log = RunLog(
-            self.run.folder, enabled=True, tensorboard=self.run.recipe.log.tensorboard, resumed_step=self.run.counters.step
-        )
+    def _lead(self, leads: bool) -> None:
+        """The worker that led has gone: from now on this one evaluates, saves and writes metrics. Or another one does."""
+        self.leads = leads
+        self.servers.leads(leads)
+        if not leads:
+            self.run.log.close()
+            self.run = self.run._replace(display=Display(enabled=False))
+            return
+        folder, step = self.run.folder, self.run.counters.step
+        written = [record["step"] for record in read_metrics(folder) if "lr" in record]
+        self._written = (written[-1] if written else 0) // self.spec.steps_per_clock
+        log = RunLog(folder, enabled=True, tensorboard=self.run.recipe.log.tensorboard, resumed_step=step)
         self.run = self.run._replace(log=log, display=Display())
-        self._written = version
         self.run.display.say(f"step {self.run.counters.step}: the worker that led has gone, this one leads")
 
     # A share ----------------------------------------------------------------------------------------------------------
