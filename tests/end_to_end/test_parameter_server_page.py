@@ -43,9 +43,10 @@ log: {{tensorboard: false}}
 
 
 def begin(line: str, folder: Path) -> subprocess.Popen[str]:
-    words = shlex.split(line)
-    words[:1] = [sys.executable, "-m", "zenspeed"] if words[0] == "zenspeed" else words[:1]
-    return subprocess.Popen(words, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    line = re.sub("^zenspeed", f"exec {shlex.quote(sys.executable)} -m zenspeed", line)
+    return subprocess.Popen(
+        ["sh", "-c", line], cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -76,8 +77,8 @@ def test_launched_workers_and_their_server_die_and_the_losses_are_those_of_data_
     ours, reference = losses(folder / "two"), losses(folder / "parallel")
     assert len(ours) == len(reference) == STEPS
     assert max(abs(a - b) for a, b in zip(ours, reference, strict=True)) < 1e-6
-    kinds = {kind for _, kind in Checkpoint(find_checkpoint(folder / "two")).keys()}
-    assert kinds == {"weight", "exp_avg", "exp_avg_sq"}
+    saved = Checkpoint(find_checkpoint(folder / "two")).keys()
+    assert {kind for _, kind in saved} == {"weight", "exp_avg", "exp_avg_sq"}
 
 
 def test_a_server_by_hand_and_a_run_that_is_resumed(folder: Path) -> None:
@@ -85,8 +86,7 @@ def test_a_server_by_hand_and_a_run_that_is_resumed(folder: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    for line in COMMANDS[2:3]:
-        finish(begin(line, folder))
+    finish(begin(COMMANDS[2], folder))
     server, worker = (line.replace("7000", port) for line in COMMANDS[3:])
     serving = begin(server, folder)
     finish(begin(worker, folder))
