@@ -15,7 +15,7 @@ import pytest
 from zenspeed.errors import InputError
 from zenspeed.launch.command import Options, command_of, machines
 from zenspeed.launch.hosts import choose, limit, read_hostfile
-from zenspeed.launch.local import Rendezvous
+from zenspeed.launch.rendezvous import Rendezvous
 from zenspeed.launch.ssh import Ssh, commands, variables
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

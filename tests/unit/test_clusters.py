@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import yaml
 from kubeflow_trainer_api import models
 
 from zenspeed.errors import InputError
-from zenspeed.launch.command import Options, start
+from zenspeed.launch.command import Options, command_of, start
+from zenspeed.launch.rendezvous import Rendezvous, interface_of, own_address, settings, told
 
 RECIPE = "run: {folder: runs/My_Run}\ntrain: {steps: 3}\n"
 TRAIN = ("train", "recipe.yaml", "--set", "data.source=it's.txt")
@@ -160,3 +163,55 @@ def test_what_sbatch_refuses_is_said(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_settings_without_a_cluster_are_refused() -> None:
     with pytest.raises(InputError, match="belong to --on"):
         start(Options(settings=("cpus=1",)), TRAIN)
+
+
+# Machines that meet -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        ("worker-1", "expected HOST:PORT"),
+        ("worker-1:99999", "expected HOST:PORT"),
+        ("no-such-host.invalid:29400", "no-such-host.invalid is not known here"),
+    ],
+)
+def test_a_wrong_place_to_meet_is_refused(endpoint: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        start(Options(nodes="2", rdzv={"endpoint": endpoint}), TRAIN)
+
+
+def test_machines_that_do_not_come_are_waited_for_no_longer_than_asked() -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{s.getsockname()[1]}"
+    with pytest.raises(InputError, match="fewer than 2 machines came within 1 s; start the same command on the others"):
+        start(Options(nodes="2", rdzv={"endpoint": endpoint}, rdzv_timeout=1), TRAIN)
+
+
+def test_what_torch_says_of_a_place_that_does_not_answer_is_said_in_a_line() -> None:
+    from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
+
+    with (
+        pytest.raises(InputError, match=r"--rdzv h:1: cannot be reached: timed out; start the command on that machine"),
+        told(Rendezvous(nodes="2", endpoint="h:1")),
+    ):
+        raise RendezvousConnectionError("see inner exception") from TimeoutError("timed out")
+
+
+def test_own_address_and_interface() -> None:
+    assert own_address("localhost:29400") == "127.0.0.1"
+    assert interface_of("127.0.0.1") is None and interface_of("203.0.113.9") is None
+    assert settings(Rendezvous(nodes="1:2", endpoint="127.0.0.1:1", timeout_seconds=9))["join_timeout"] == 9
+    assert settings(Rendezvous(nodes="2", endpoint="h:1", backend="static", node_rank=1))["rank"] == 1
+
+
+def test_machines_that_come_and_go_start_training_so_that_it_goes_on() -> None:
+    assert command_of(Options(nodes="1:4"), TRAIN)[-1] == "--resume"
+    assert command_of(Options(nodes="4"), TRAIN)[-1] != "--resume"
+
+
+def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"pip install 'zenspeed\[ray\]'"):
+        submit("ray", dry_run=False)

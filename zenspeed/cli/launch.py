@@ -45,11 +45,15 @@ def launch(
     ] = None,
     rdzv_id: Annotated[str | None, typer.Option("--rdzv-id", "--rdzv_id", help="Name of the run.")] = None,
     rdzv_backend: Annotated[str | None, typer.Option("--rdzv-backend", "--rdzv_backend", help="c10d or static.")] = None,
+    rdzv_timeout: Annotated[
+        int, typer.Option("--rdzv-timeout", "--rdzv_timeout", min=1, help="Seconds that machines wait for each other.")
+    ] = 600,
     max_restarts: Annotated[
         int, typer.Option("--max-restarts", "--max_restarts", min=0, help="Starts anew after a failure.")
     ] = 0,
     on: Annotated[
-        str | None, typer.Option("--on", metavar="CLUSTER", help="slurm or kubernetes: gives the job to a cluster.")
+        str | None,
+        typer.Option("--on", metavar="CLUSTER", help="slurm, kubernetes, ray or ray://HOST:PORT: gives the job to a cluster."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--with", metavar="KEY=VALUE", help="A setting of the cluster: docs/clusters.md.")
@@ -77,6 +81,7 @@ def launch(
         nodes=nnodes,
         node_rank=node_rank,
         rdzv={k: v for k, v in rdzv.items() if v is not None},
+        rdzv_timeout=rdzv_timeout,
         max_restarts=max_restarts,
         on=on,
         settings=tuple(settings or ()),

@@ -11,11 +11,12 @@ from pathlib import Path
 from zenspeed.config import nearest
 from zenspeed.errors import InputError
 from zenspeed.launch.hosts import Slots, choose, limit, read_hostfile
-from zenspeed.launch.local import Rendezvous, end_with_input, launch
+from zenspeed.launch.local import end_with_input, launch
+from zenspeed.launch.rendezvous import Rendezvous
 from zenspeed.launch.ssh import Ssh, commands, environment_files, run, variables
 
 VERBS = ("train", "resume", "evaluate")
-CLUSTERS = ("slurm", "kubernetes")
+CLUSTERS = ("slurm", "kubernetes", "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Options:
     node_rank: int | None = None
     rdzv: dict[str, str] = field(default_factory=dict)
     """Backend, endpoint and id, where given."""
+    rdzv_timeout: int = 600
     max_restarts: int = 0
     on: str | None = None
     """slurm, kubernetes, ray or ray://HOST:PORT; None: machines that this command is run on, or ssh."""
@@ -68,7 +70,7 @@ def start(options: Options, arguments: Sequence[str]) -> int:
 
 def submit(options: Options, arguments: Sequence[str]) -> int:
     """Gives the job to a cluster."""
-    from zenspeed.launch import kubernetes, slurm
+    from zenspeed.launch import kubernetes, ray, slurm
     from zenspeed.launch.job import job_of, settings_of
 
     on = str(options.on)
@@ -82,8 +84,10 @@ def submit(options: Options, arguments: Sequence[str]) -> int:
     job = job_of(arguments, nodes, options.num_processes or 1, options.max_restarts, on)
     if kind == "slurm":
         return slurm.submit(job, settings_of(slurm.SlurmSettings, options.settings), dry_run=options.dry_run)
-    wanted = settings_of(kubernetes.KubernetesSettings, options.settings)
-    return kubernetes.submit(job, wanted, dry_run=options.dry_run)
+    if kind == "kubernetes":
+        return kubernetes.submit(job, settings_of(kubernetes.KubernetesSettings, options.settings), dry_run=options.dry_run)
+    address = on if on != "ray" else None
+    return ray.submit(job, settings_of(ray.RaySettings, options.settings), address, dry_run=options.dry_run)
 
 
 def command_of(options: Options, arguments: Sequence[str]) -> list[str]:
@@ -97,6 +101,9 @@ def command_of(options: Options, arguments: Sequence[str]) -> list[str]:
     if options.module:
         return [sys.executable, "-u", "-m", target, *number, *rest]
     if target in VERBS:
+        # Machines that come and go, or fail, start everything anew: the same command then goes on with the run.
+        again = target == "train" and ":" in (options.nodes or "") and "--resume" not in rest
+        rest += ["--resume"] if again else []
         return [sys.executable, "-m", "zenspeed", target, *rest]
     if target.endswith(".py") or Path(target).is_file():
         if not Path(target).is_file():
@@ -157,6 +164,7 @@ def _rendezvous(options: Options, hosts: Slots | None) -> Rendezvous:
         id=options.rdzv.get("id", "zenspeed"),
         node_rank=options.node_rank or 0,
         max_restarts=options.max_restarts,
+        timeout_seconds=options.rdzv_timeout,
     )
 
 

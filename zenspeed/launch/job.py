@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from zenspeed.config import Config, load, nearest, validate
 from zenspeed.errors import InputError
-from zenspeed.launch.local import Rendezvous
+from zenspeed.launch.rendezvous import Rendezvous
 from zenspeed.recipe import Recipe
 
 C = TypeVar("C", bound=Config)

@@ -16,13 +16,13 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from zenspeed.errors import InputError
+from zenspeed.launch.rendezvous import Rendezvous, interface_of, own_address, quiet_store, settings, told
 from zenspeed.machine import usable_cores
 
 GRACE_SECONDS = 10
@@ -41,34 +41,6 @@ class _NoPrefix(str):
         return True
 
 
-@dataclass(frozen=True)
-class Rendezvous:
-    """How machines find each other. The default is this machine alone."""
-
-    nodes: str = "1"
-    """Number of machines, or "MIN:MAX" where they may come and go."""
-    backend: str = "c10d"
-    """`c10d`: any machine, in any order, at `endpoint`; `static`: machine number `node_rank`, the store is on number 0."""
-    endpoint: str = ""
-    """host:port of the store; empty: a free port of this machine."""
-    id: str = "zenspeed"
-    """Name of the run, the same on all machines."""
-    node_rank: int = 0
-    max_restarts: int = 0
-    """How often all processes are started anew after a failure."""
-
-    def span(self) -> tuple[int, int]:
-        """Least and greatest number of machines."""
-        least, _, most = self.nodes.partition(":")
-        try:
-            span = int(least), int(most or least)
-        except ValueError:
-            raise InputError(f"--nnodes {self.nodes}: expected a number or MIN:MAX, as in --nnodes 2 or --nnodes 1:4") from None
-        if not 1 <= span[0] <= span[1]:
-            raise InputError(f"--nnodes {self.nodes}: expected 1 ≤ MIN ≤ MAX")
-        return span
-
-
 def launch(num_processes: int, command: Sequence[str], rendezvous: Rendezvous | None = None) -> int:
     """Runs `command` in `num_processes` processes here; returns the exit code of the first that failed, or 0.
 
@@ -78,14 +50,24 @@ def launch(num_processes: int, command: Sequence[str], rendezvous: Rendezvous | 
     rendezvous = rendezvous or Rendezvous()
     least, most = rendezvous.span()
     if most > 1 and not rendezvous.endpoint:
-        raise InputError("several machines need a place to meet: --rdzv-endpoint HOST:PORT, the same on all of them")
+        raise InputError("several machines need a place to meet: --rdzv HOST:PORT, the same on all of them")
+    address = own_address(rendezvous.endpoint) if rendezvous.endpoint else None
+    if address is not None and (interface := interface_of(address)) is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # gloo's own choice is what the machine's name resolves to
+    if most > 1:
+        # With torch 2.13's shared store a machine that joins a later round waits for ever for the address of rank 0, which says
+        # it in its first round alone (dynamic_rendezvous.py, next_rendezvous).
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # Each process gets its share of the cores; torch elastic's own default is one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // num_processes)))
     with tempfile.TemporaryDirectory(prefix="zenspeed-launch-") as logs:
-        return _run(_config(num_processes, rendezvous, (least, most), logs), command, Path(logs))
+        with quiet_store():
+            config = _config(num_processes, rendezvous, (least, most), logs, address)
+        with told(rendezvous):
+            return _run(config, command, Path(logs))
 
 
-def _config(num_processes: int, rendezvous: Rendezvous, nodes: tuple[int, int], logs: str) -> Any:
+def _config(num_processes: int, rendezvous: Rendezvous, nodes: tuple[int, int], logs: str, address: str | None) -> Any:
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -95,7 +77,8 @@ def _config(num_processes: int, rendezvous: Rendezvous, nodes: tuple[int, int], 
         nproc_per_node=num_processes,
         rdzv_backend=rendezvous.backend,
         rdzv_endpoint=rendezvous.endpoint or "localhost:0",
-        rdzv_configs={"rank": rendezvous.node_rank} if rendezvous.backend == "static" else {},
+        rdzv_configs=settings(rendezvous),
+        local_addr=address,
         run_id=rendezvous.id,
         max_restarts=rendezvous.max_restarts,
         monitor_interval=0.1,

@@ -84,7 +84,8 @@ def script(job: Job, settings: SlurmSettings) -> str:
 
 # The launchers of all machines meet at the first one. A job that is started again goes on from its last checkpoint.
 set -euo pipefail
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${{hosts%%$'\\n'*}}
 export NODES={nodes}
 export MEET="$first:$(({settings.port} + SLURM_JOB_ID % 1024))"
 srun --kill-on-bad-exit=1 --label bash -euo pipefail -c {shlex.quote(start)}
