@@ -33,7 +33,7 @@ NANOGPT = [
     "tokenizer.kind=char", "model.preset=gpt2", "model.bias=false", "model.layers=4", "model.width=128", "model.heads=4",
     "model.context=64", "train.batch_size=12", "optim.name=adamw", "optim.lr=1e-3", "optim.final_lr=0.1",
     "optim.betas=[0.9,0.99]",    "optim.weight_decay=0.1", "optim.schedule=cosine", "optim.warmup=100", "optim.epsilon=1e-8",
-    "data.attend_across_documents=true", "evaluate.every=0",
+    "data.attend_across_documents=true", "evaluate.every=0", "sample.max_tokens=60",
 ]  # fmt: skip
 SYSTEMS: dict[str, list[str]] = {
     "dial": [],
