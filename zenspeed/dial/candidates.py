@@ -17,7 +17,7 @@ LEAST_UPDATES = 20
 """Fewer leave a model at its start."""
 SHAPES = ((3, 64), (4, 96), (4, 128), (4, 192), (5, 256), (6, 320), (6, 384), (8, 512), (10, 640), (12, 768), (16, 1024))
 """(layers, width): deeper where wider, as is usual for models of this kind."""
-PROCESS_BYTES = 550e6
+PROCESS_BYTES = 650e6
 """Of Python and torch, before there is a model."""
 
 
@@ -80,9 +80,9 @@ def shaped(recipe: Recipe, layers: int, width: int, context: int, batch: int, ra
 
 
 def candidates(
-    recipe: Recipe, given: Set[str], text: Text, rate: Rate, seconds: float, ranks: int, lanes: int
+    recipe: Recipe, given: Set[str], text: Text, rate: Rate, seconds: float, ranks: int, lanes: int, held: float = 0.0
 ) -> Iterator[Candidate]:
-    """What `seconds` of training, last evaluation and end would give, smallest model first.
+    """What `seconds` of training, last evaluation and end would give, smallest model first; `held`: bytes the process has now.
 
     Where an update of a shape takes too long for LEAST_UPDATES of them, the shape is left out.
     """
@@ -106,7 +106,7 @@ def candidates(
         values = {"model.dropout": left_out, "model.ngram_dropout": min(0.5, round(1.5 * left_out, 2))}
         bits = text.entropy * LAW.ratio(shape.layers * shape.block_weights, tokens * text.bytes_per_token, text.bytes)
         final = set_free(one, values, given)
-        yield Candidate(final, shape, updates, tokens, epochs, bits, memory_of(shape, final, lanes, batch))
+        yield Candidate(final, shape, updates, tokens, epochs, bits, max(held, memory_of(shape, final, lanes, batch)))
 
 
 def context_of(tokens: float, text: Text) -> int:

@@ -24,13 +24,15 @@ from zenspeed.dial.ends import DEFAULT_SECONDS, Ends, spell_seconds
 from zenspeed.dial.laws import FITTED_BYTES, FITTED_WEIGHTS, byte_entropy
 from zenspeed.dial.rate import Rate, measure
 from zenspeed.errors import InputError
-from zenspeed.machine import process_age_seconds
+from zenspeed.machine import process_age_seconds, resident_bytes
 from zenspeed.parallel.mesh import World
 from zenspeed.recipe import Recipe
 from zenspeed.resolve import resolve
 
 LONGEST_SECONDS = 30 * 86400.0
 _PROBES = ((3, 128), (5, 320))
+_SMALL_PROBES = ((3, 64), (4, 128))
+_SMALL_BYTES = 1.5e9  # with less, the probes are small as well: what they took stays with the process
 _PROBE_TOKENS = 1024
 
 
@@ -71,14 +73,15 @@ def choose(recipe: Recipe, given: Set[str], ends: Ends, here: World, say: Callab
     prepared = _prepare_once(recipe, here, say)
     text = _text_of(prepared)
     began = time.perf_counter()
-    probes = [resolve(shaped(recipe, *shape, _probe_context(text), _PROBE_TOKENS, here.size, given), here) for shape in _PROBES]
+    shapes = _SMALL_PROBES if ends.memory is not None and ends.memory < _SMALL_BYTES else _PROBES
+    probes = [resolve(shaped(recipe, *shape, _probe_context(text), _PROBE_TOKENS, here.size, given), here) for shape in shapes]
     rate = measure(probes[0], probes[1], text.vocab_size, here, _probe_seconds(ends))
     measured_in = time.perf_counter() - began
     lanes = probes[0].train.lanes or 1
-    age = process_age_seconds()
+    age, held = process_age_seconds(), resident_bytes()
 
     def of(seconds: float) -> list[Candidate]:
-        return list(candidates(recipe, given, text, rate, seconds - age, here.size, lanes))
+        return list(candidates(recipe, given, text, rate, seconds - age, here.size, lanes, held))
 
     seconds, remark = _seconds(ends, of)
     least = _least_seconds(recipe, given, text, rate, here.size, age)
@@ -88,6 +91,8 @@ def choose(recipe: Recipe, given: Set[str], ends: Ends, here: World, say: Callab
     values: dict[str, Any] = {"train.minutes": minutes, "evaluate.every": 0}
     if best.updates * best.shape.context < 5e4:  # the first updates are then a large part of all
         values["optim.warmup"] = 0.0
+    if ends.memory is not None:  # and held to
+        values["train.memory"] = ends.memory / 2**30
     final = set_free(best.recipe, values, given - {"train.minutes"})
     machine = (
         f"machine    {here.size} × {torch.get_num_threads()} threads in {lanes} lanes, {probes[0].train.precision}: "
