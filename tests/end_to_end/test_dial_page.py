@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from zenspeed.cli import app
 from zenspeed.dial.rate import Rate
+from zenspeed.errors import InputError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "dial.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
@@ -49,3 +50,23 @@ def test_commands_run(folder: Path, cache: Path) -> None:
     mine, again = (yaml.safe_load((folder / "runs" / name / "recipe.yaml").read_text()) for name in ("mine", "again"))
     assert mine["model"]["width"] == 96 and mine["train"]["minutes"] == pytest.approx(10 / 60, abs=1e-4)
     assert again["model"] == mine["model"] and again["train"]["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train corpus.txt --budget 10bananas", r"--budget 10bananas: is no time; give a number with a unit"),
+        ("train corpus.txt --budget 2s", r"--budget 2s: nothing can be trained in 2 s"),
+        ("train corpus.txt --set train.minutes=0.01", r"train.minutes: nothing can be trained in 0.6 s"),
+        ("train corpus.txt --budget 1m --set train.steps=4", r"train.steps \(4\) and a budget both end the run"),
+        ("train corpus.txt --budget 1m --task classification", r"--budget: is for language models; --task chooses"),
+        ("train corpus.txt --memory 2 --text review", r"--memory: is for language models; --text chooses"),
+        ("train none.txt --budget 1m", r"none.txt: no such file"),
+        ("train corpus.txt --target-loss 0.1", r"--target-loss 0.1: out of reach"),
+        ("train corpus.txt --budget 30s --max-parameters 1k", r"--max-parameters: 1,000 are too few: the smallest model has"),
+    ],
+)
+def test_bad_input(words: str, message: str, folder: Path, cache: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        CliRunner().invoke(app, [*shlex.split(words), "--set", f"data.cache={cache}"], catch_exceptions=False)
+    assert not (folder / "runs").exists()

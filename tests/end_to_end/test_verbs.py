@@ -136,3 +136,12 @@ def test_first_step_of_every_shipped_recipe_runs(path: Path, monkeypatch: pytest
         sets.append("tokenizer.vocab_size=null")
     train(load(Recipe, path, sets))
     assert read_metrics(tmp_path / "out")[0]["step"] == 1
+
+
+def test_samples_end_where_learned_positions_do(corpus: Path, cache: Path, tmp_path: Path) -> None:
+    """The samples of a default recipe are longer than a context of 32: they are no reason to end a run with an error."""
+    sets = ["model.preset=gpt2", "model.layers=1", "model.width=16", "model.heads=1", "model.context=32", "train.steps=1",
+            "tokenizer.vocab_size=320", f"data.cache={cache}", f"run.folder={tmp_path / 'out'}", "log.tensorboard=false",
+            "sample.prompts=['', 'The list of']"]  # fmt: skip
+    folder = train(load(Recipe, None, sets, base={"data": {"source": str(corpus)}})).folder
+    assert "The list of" in (folder / "samples.md").read_text(encoding="utf-8")

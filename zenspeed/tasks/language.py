@@ -63,6 +63,13 @@ class LanguageTask(Task):
             f"{figures['bits_per_byte'].value:.4f} bits per byte · {figures['loss'].n} documents"
         )
 
+    def _tokens_after(self, prompt: str) -> int:
+        """Tokens of a sample: as the recipe says, but learned positions have an end."""
+        wanted, model = self.recipe.sample.max_tokens, self.recipe.model
+        if model.position != "learned":
+            return wanted
+        return max(1, min(wanted, model.context - len(self.tokenizer.encode(prompt))))
+
     def finish(self, model: nn.Module, place: Place, folder: Path, say: Callable[[str], None]) -> dict[str, Figure]:
         if place.rank != 0:
             return {}
@@ -77,7 +84,7 @@ class LanguageTask(Task):
                     cast("Transformer", model),
                     self.tokenizer,
                     prompt,
-                    max_tokens=sample.max_tokens,
+                    max_tokens=self._tokens_after(prompt),
                     temperature=sample.temperature,
                     top_k=sample.top_k,
                     seed=seed,
