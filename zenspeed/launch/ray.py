@@ -118,4 +118,5 @@ def _said(error: Exception) -> InputError:
     failures = getattr(error, "worker_failures", {})
     cause = next(iter(failures.values()), error.__cause__ or error)
     inner = getattr(cause, "cause", None) or cause
-    return InputError(f"--on ray: training failed: {str(inner).strip().splitlines()[-1] if str(inner).strip() else inner!r}")
+    words = str(inner).strip().splitlines() or [repr(inner)]
+    return InputError(f"--on ray: training failed: {words[-1]}")
