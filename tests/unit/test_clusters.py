@@ -113,6 +113,13 @@ def test_a_pytorchjob_keeps_the_published_schema(capsys: pytest.CaptureFixture[s
     assert "my-run-master-0:29500" in spec["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["command"]
 
 
+def test_pods_with_object_storage_need_no_volume(capsys: pytest.CaptureFixture[str]) -> None:
+    job = manifests(capsys, "secret=keys", arguments=("train", "recipe.yaml", "--set", "run.folder=s3://b/mine"))[-1]
+    pod = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert [v["name"] for v in pod["volumes"]] == ["recipe"]
+    assert (job["metadata"]["name"], pod["containers"][0]["envFrom"]) == ("mine", [{"secretRef": {"name": "keys"}}])
+
+
 def test_kubectl_gets_the_manifests(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     program(folder, "kubectl", "cat > applied\n[ ! -e refuse ] || { echo 'no such kind' >&2; exit 1; }", monkeypatch)
     assert submit("kubernetes", "image=i", "volume=v", dry_run=False) == 0
@@ -207,8 +214,12 @@ def test_own_address_and_interface() -> None:
 
 
 def test_machines_that_come_and_go_start_training_so_that_it_goes_on() -> None:
-    assert command_of(Options(nodes="1:4"), TRAIN)[-1] == "--resume"
-    assert command_of(Options(nodes="4"), TRAIN)[-1] != "--resume"
+    for options, again in (
+        (Options(nodes="1:4"), True),
+        (Options(nodes="4", max_restarts=1), True),
+        (Options(nodes="4"), False),
+    ):
+        assert (command_of(options, TRAIN)[-1] == "--resume") == again
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,8 +101,9 @@ def command_of(options: Options, arguments: Sequence[str]) -> list[str]:
     if options.module:
         return [sys.executable, "-u", "-m", target, *number, *rest]
     if target in VERBS:
-        # Machines that come and go, or fail, start everything anew: the same command then goes on with the run.
-        again = target == "train" and ":" in (options.nodes or "") and "--resume" not in rest
+        # Where everything may be started anew, since machines come and go or fail, the same command goes on with the run.
+        nodes = options.nodes or "1"
+        again = target == "train" and (":" in nodes or (nodes != "1" and bool(options.max_restarts))) and "--resume" not in rest
         rest += ["--resume"] if again else []
         return [sys.executable, "-m", "zenspeed", target, *rest]
     if target.endswith(".py") or Path(target).is_file():

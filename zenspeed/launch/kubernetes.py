@@ -79,7 +79,8 @@ def _check_paths(job: Job, settings: KubernetesSettings) -> None:
         raise InputError(f"--with size={settings.size}: of which volume? name it: --with volume=NAME")
     data = job.recipe.data
     sources = [s.source for s in data.sources] or [data.source]
-    for key, path in [("run.folder", str(job.folder)), *(("data.source", source) for source in sources)]:
+    run = job.recipe.run.storage or str(job.folder)
+    for key, path in [("run.folder", run), *(("data.source", source) for source in sources)]:
         if path == "python-docs" or path.startswith("hf:") or "://" in path:
             continue
         if settings.volume is None:
