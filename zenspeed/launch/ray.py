@@ -61,7 +61,8 @@ def submit(job: Job, settings: RaySettings, address: str | None, *, dry_run: boo
         run_config=RunConfig(
             name=job.name,
             storage_path=str(job.folder.expanduser().absolute() / "ray"),
-            failure_config=FailureConfig(max_failures=job.max_restarts),
+            # Once at least: a port that Ray found free may be taken when torch comes to it.
+            failure_config=FailureConfig(max_failures=max(1, job.max_restarts)),
         ),
     )
     try:
