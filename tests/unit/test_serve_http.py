@@ -153,6 +153,36 @@ def test_several_prompts_stop_strings_and_echo(folders: dict[str, Path]) -> None
     run(work)
 
 
+def test_a_prompt_is_scored(folders: dict[str, Path]) -> None:
+    """`echo` with `logprobs`: what lm-evaluation-harness asks of a server, with the trained model's own probabilities."""
+
+    async def work() -> None:
+        async with server(folders, "writer") as (client, models):
+            backend: Any = models.by_name["writer"].current.backend
+            opened = backend.worker.opened
+            tokens = [opened.tokenizer.end_of_text, *opened.tokenizer.encode(TEXT)]
+            with torch.inference_mode():
+                logs = opened.model(torch.tensor([tokens]))[0].log_softmax(-1)
+            wanted = [logs[i, t].item() for i, t in enumerate(tokens[1:])]
+            asked = {"model": "writer", "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+            for prompt in (tokens, [tokens, tokens[:5]]):
+                choices = (await client.post("/v1/completions", json={**asked, "prompt": prompt})).json()["choices"]
+                found = choices[0]["logprobs"]
+                assert found["token_logprobs"][0] is None and len(found["tokens"]) == len(tokens) + 1
+                assert found["token_logprobs"][1:-1] == pytest.approx(wanted, abs=1e-4)
+                best = [max(top.values()) for top in found["top_logprobs"][1:-1]]
+                assert best == pytest.approx(logs[:-1].max(-1).values.tolist(), abs=1e-4)
+                assert choices[0]["text"].startswith(TEXT)
+            assert len(choices) == 2 and len(choices[1]["logprobs"]["tokens"]) == 6
+            by_text = (await client.post("/v1/completions", json={**asked, "prompt": TEXT})).json()["choices"][0]["logprobs"]
+            shift = len(by_text["tokens"]) - len(opened.tokenizer.encode(TEXT)) - 1
+            assert shift == 0 and by_text["token_logprobs"][-2] is not None
+            refused = await client.post("/v1/completions", json={**asked, "prompt": [tokens[0]] * 80})
+            assert refused.status_code == 400 and "80 tokens" in refused.json()["error"]["message"]
+
+    run(work)
+
+
 def test_tasks_and_vectors(folders: dict[str, Path]) -> None:
     async def work() -> None:
         async with server(folders, "writer", "judge", "vectors", "finder", "rewriter") as (client, _):

@@ -13,7 +13,7 @@ from typing import Any
 
 from zenspeed.serve.deploy import Served
 from zenspeed.serve.metrics import Metrics
-from zenspeed.serve.process import Gone
+from zenspeed.serve.process import Gone, only
 from zenspeed.serve.shapes import Problem
 
 Event = dict[str, Any]
@@ -40,7 +40,8 @@ class Usage:
 class Form:
     """How completions and chats differ in what they send."""
 
-    def __init__(self, chat: bool, model: str, with_logprobs: bool, echo: Sequence[str] = ()) -> None:
+    def __init__(self, chat: bool, model: str, with_logprobs: bool, echo: Sequence[Choice] = ()) -> None:
+        """`echo`: the prompt of each choice, which is sent before its answer."""
         self.chat, self._model, self._with_logprobs, self._echo = chat, model, with_logprobs, echo
         self._id = ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex
         self._created = int(time.time())
@@ -55,7 +56,9 @@ class Form:
         if self.chat:
             return self._chunk({"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
         if self._echo:
-            return self._chunk({"index": index, "text": self._echo[index], "logprobs": None, "finish_reason": None})
+            echo = self._echo[index]
+            scored = self._logprobs(index, echo.logprobs) if echo.logprobs else None
+            return self._chunk({"index": index, "text": echo.text, "logprobs": scored, "finish_reason": None})
         return None
 
     def piece(self, index: int, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -72,13 +75,14 @@ class Form:
     def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         out = []
         for index, choice in enumerate(choices):
+            scored = [*(self._echo[index].logprobs if self._echo else []), *choice.logprobs]
             entry: dict[str, Any] = {
-                "index": index, "logprobs": self._logprobs(index, choice.logprobs), "finish_reason": choice.reason
+                "index": index, "logprobs": self._logprobs(index, scored), "finish_reason": choice.reason
             }  # fmt: skip
             if self.chat:
                 entry["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
             else:
-                entry["text"] = (self._echo[index] if self._echo else "") + choice.text
+                entry["text"] = (self._echo[index].text if self._echo else "") + choice.text
             out.append(entry)
         return {**self.head(False), "choices": out, "usage": usage.body()}
 
@@ -166,6 +170,21 @@ async def _asked(served: Served, message: dict[str, Any]) -> AsyncGenerator[Even
                 yield event
     except Gone:
         raise gone(served) from None
+
+
+async def rows(served: Served, message: Event) -> tuple[list[Any], int]:
+    """The results of a message about rows, and the tokens that were read.
+
+    Raises:
+        Problem: they cannot be given.
+    """
+    try:
+        event = await only(served.ask(message))
+    except Gone:
+        raise gone(served) from None
+    if event["event"] == "error":
+        raise problem_of(event)
+    return event["value"], event["prompt_tokens"]
 
 
 def gone(served: Served) -> Problem:

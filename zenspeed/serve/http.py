@@ -126,11 +126,9 @@ def _add_openai(app: FastAPI, models: Models, settings: Settings, metrics: Metri
         served, prompts = models.find(body.model, "completions"), body.prompts()
         if not prompts or (len(prompts) > settings.limits.inputs):
             raise Problem(400, f"prompt: {len(prompts)} prompts; at least 1, at most {settings.limits.inputs}", param="prompt")
-        if body.echo and (body.logprobs is not None or not all(isinstance(p, str) for p in prompts)):
-            raise Problem(400, "echo: not together with logprobs, nor with a prompt of tokens", param="echo")
         common = _common(body, body.max_tokens or 16, body.logprobs, request, settings)
         sent = [{**common, "prompt": prompt} for prompt in prompts]
-        echo = [str(prompt) for prompt in prompts for _ in range(common["n"])] if body.echo else []
+        echo = [prompt for prompt in await _echoed(served, body, prompts) for _ in range(common["n"])] if body.echo else []
         form = answers.Form(False, served.name, body.logprobs is not None, echo)
         return await _respond(form, body, answers.run(served, sent, metrics), len(sent) * common["n"], request)
 
@@ -145,6 +143,14 @@ def _add_openai(app: FastAPI, models: Models, settings: Settings, metrics: Metri
             message["role"] = "system" if message["role"] == "developer" else message["role"]
         form = answers.Form(True, served.name, bool(body.logprobs))
         return await _respond(form, body, answers.run(served, [{**common, "messages": written}], metrics), common["n"], request)
+
+
+async def _echoed(served: Served, body: CompletionRequest, prompts: list[Any]) -> list[answers.Choice]:
+    """The prompts as choices that came before, their tokens scored where that is asked for."""
+    if body.logprobs is None and all(isinstance(prompt, str) for prompt in prompts):
+        return [answers.Choice(prompt) for prompt in prompts]
+    scored, _ = await answers.rows(served, {"op": "score", "rows": prompts, "top": body.logprobs or 0})
+    return [answers.Choice(one["text"], one["entries"]) for one in scored]
 
 
 def _model_entry(served: Served) -> dict[str, Any]:

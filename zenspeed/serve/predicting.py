@@ -15,6 +15,7 @@ from zenspeed.retrieve.embed import Reader
 from zenspeed.retrieve.index import Index
 from zenspeed.serve.batching import Busy
 from zenspeed.serve.opened import Opened
+from zenspeed.serve.scoring import score
 from zenspeed.tasks.similarity import SimilarityTask
 
 ROWS = 256
@@ -42,7 +43,8 @@ class Predictor:
         self._thread.start()
 
     def submit(self, work: str, rows: Sequence[Any], done: Callable[[list[Any] | Exception], None]) -> None:
-        """`work`: `predict` (rows of the task), `embed` (texts), `find` and `ask` (rows for an index).
+        """`work`: `predict` (rows of the task), `embed` (texts), `find` and `ask` (rows for an index), `score`
+        (arguments of scoring.py).
         `done` gets one result a row, by the predictor's thread.
 
         Raises:
@@ -100,6 +102,8 @@ class Predictor:
 
     def _run(self, work: str, rows: list[Any]) -> list[Any]:
         opened = self._opened
+        if work == "score":
+            return [score(opened, **row) for row in rows]
         if opened.searched is not None:
             return _out_of_index(opened.searched, self._reader, work, rows)
         assert opened.task is not None

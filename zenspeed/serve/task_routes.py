@@ -12,7 +12,6 @@ from zenspeed.serve import answers
 from zenspeed.serve.deploy import Models, Served
 from zenspeed.serve.limits import Limits
 from zenspeed.serve.metrics import Metrics
-from zenspeed.serve.process import Gone, only
 from zenspeed.serve.shapes import (
     AnswerRequest,
     ClassifyRequest,
@@ -39,14 +38,9 @@ def add_task_routes(app: FastAPI, models: Models, limits: Limits, metrics: Metri
         return texts
 
     async def ask(served: Served, op: str, rows: list[Any]) -> tuple[list[Any], int]:
-        try:
-            event = await only(served.ask({"op": op, "rows": rows}))
-        except Gone:
-            raise answers.gone(served) from None
-        if event["event"] == "error":
-            raise answers.problem_of(event)
-        metrics.tokens(served.name, event["prompt_tokens"], 0)
-        return event["value"], event["prompt_tokens"]
+        values, tokens = await answers.rows(served, {"op": op, "rows": rows})
+        metrics.tokens(served.name, tokens, 0)
+        return values, tokens
 
     async def write(served: Served, body: TextRequest) -> dict[str, Any]:
         rows = [{"text": text, "controls": body.controls} for text in texts_of(body.input)]

@@ -3,7 +3,8 @@
 Messages are lines of JSON over one socket. A request has an `id`, and every event of its answer has it too:
 
     {"id", "op": "generate", …}  ->  text …, end (one a choice)       {"id", "op": "cancel"}
-    {"id", "op": "predict" | "embed" | "words" | "find" | "ask", "rows"}  ->  result          {"id", "op": "stats"}  ->  result
+    {"id", "op": "predict" | "embed" | "words" | "find" | "ask" | "score", "rows"}  ->  result
+    {"id", "op": "stats"}  ->  result
     error: kind input (400), busy (429), server (500)
 
 It is a process of its own so that a crash, or a kill, takes no server with it, and a new version can be loaded beside the old.
@@ -65,6 +66,7 @@ class Worker:
         self.gate: dict[str, Any] = {}
         if opened.kind == "language_model":
             self._start_generation()
+            self._predictor = Predictor(opened)  # of prompts that are scored
         else:
             reader = options.get("reader") if opened.kind == "index" else None
             self._predictor = Predictor(opened, open_reader(Path(reader)) if reader else None)
@@ -221,10 +223,24 @@ class Worker:
         """Rows of question and k: an answer out of the index."""
         self._predict(key, "ask", message["rows"])
 
-    def _predict(self, key: str, work: str, rows: list[Any]) -> None:
+    def _on_score(self, key: str, message: dict[str, Any]) -> None:
+        """How likely the tokens of prompts are, with the `top` likeliest in their places."""
+        assert self._batcher is not None
+        rows = []
+        for prompt in message["rows"]:
+            tokens, _ = self._prompt({"prompt": prompt})
+            if not 0 < len(tokens) < self._batcher.core.context:
+                raise InputError(f"prompt: {len(tokens)} tokens; the model reads from 1 to {self._batcher.core.context - 1}")
+            begin = len(tokens) - len(self._prompt({"prompt": ""})[0]) if isinstance(prompt, str) else len(tokens)
+            rows.append({"tokens": tokens, "begin": len(tokens) - begin, "top": message["top"]})
+        self._predict(key, "score", rows, sum(len(row["tokens"]) for row in rows))
+
+    def _predict(self, key: str, work: str, rows: list[Any], counted: int | None = None) -> None:
+        """`counted`: tokens that are read; default: those of the rows' texts."""
         assert self._predictor is not None
         tokenizer = self.opened.tokenizer
-        counted = sum(len(tokenizer.encode(t)) for row in rows for t in _texts(row)) if tokenizer is not None else 0
+        if counted is None:
+            counted = sum(len(tokenizer.encode(t)) for row in rows for t in _texts(row)) if tokenizer is not None else 0
 
         def done(results: list[Any] | Exception) -> None:
             if isinstance(results, Exception):
@@ -267,7 +283,7 @@ class Worker:
                 "running": running, "waiting": waiting, "generated": b.generated, "prompted": b.prompted, "reused": b.reused,
                 "steps": b.steps, "cache_tokens": room, "cache_free": free,
             }  # fmt: skip
-        if self._predictor is not None:
+        if self._predictor is not None and self._batcher is None:
             p = self._predictor
             value |= {"rows": p.rows, "batches": p.batches, "waiting": p.waiting}
         self._give({"id": key, "event": "result", "value": value})
