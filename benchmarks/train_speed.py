@@ -191,7 +191,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     data = open_task(recipe, None)
     model = data.build_model(recipe.run.seed)
     to_huggingface(model, folder / "model")
-    rows = data.micro_batches(0, 256 * task["batch"], 256 * task["batch"])[0]
+    rows = data.micro_batches(0, [256 * task["batch"]])[0]
     windows = np.concatenate([rows.inputs["tokens"].numpy(), rows.targets[:, -1:].numpy()], axis=1)
     np.save(folder / "windows.npy", windows.astype(np.uint16))
     in_blocks = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and ".blocks." in f".{name}")

@@ -16,13 +16,14 @@ Ranks meet through the files alone: rank 0 waits for the others' files and names
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,39 @@ FORMAT = 1
 Entry = list[Any]  # [name, kind, shape, start, stop, key]
 
 
+def copy_part(
+    shards: Iterable[tuple[str, str, torch.Size, int, int, Tensor]], scalars: Mapping[str, Mapping[str, float]]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A copy of what a rank holds: tensors by key, and which slice of which parameter each of them is."""
+    tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+    entries: list[Entry] = []
+    for parameter, kind, shape, start, stop, tensor in shards:
+        key = f"{kind}/{parameter}/{start}"
+        tensors[key] = tensor.detach().to("cpu", copy=True).contiguous()
+        entries.append([parameter, kind, list(shape), start, stop, key])
+    return tensors, {"entries": entries, "scalars": {k: dict(v) for k, v in scalars.items()}}
+
+
+def write_part(path: Path, tensors: dict[str, Tensor], part: Mapping[str, Any]) -> None:
+    """Writes a rank's part, on disk when this returns; its .json comes last, so the part is whole when that is there."""
+    save_file(tensors, path)
+    _flush(path)
+    write_atomically(path.with_suffix(".json"), json.dumps(part))
+
+
+def write_manifest(folder: Path, step: int, ranks: int, state: Mapping[str, Any]) -> None:
+    """Writes checkpoint.json of a folder that holds the parts of all ranks."""
+    paths = [folder / f"rank-{rank:05d}{suffix}" for rank in range(ranks) for suffix in (".safetensors", ".json")]
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "ranks": ranks,
+        "files": [_describe(path) for path in paths],
+        "state": dict(state),
+    }
+    write_atomically(folder / "checkpoint.json", json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
+
+
 class Checkpointer:
     """Saves checkpoints of one run, in the background, and forgets old ones; `keep` None: keeps all."""
 
@@ -50,17 +84,25 @@ class Checkpointer:
         wait_seconds: float = 300.0,
         store: RunStore | None = None,
         meet_seconds: float | None = None,
+        second: Path | None = None,
     ) -> None:
         self.folder, self.keep, self.keep_best, self.wait_seconds = folder, keep, keep_best, wait_seconds
         self.store = store
         """Object storage where each checkpoint is sent as well."""
+        self.second = second
+        """A folder that gets a copy of each checkpoint."""
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         if self.rank == 0:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                if second is not None:
+                    second.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise InputError(f"{folder}: cannot be written: {error.strerror}; give another --set run.folder=…") from None
-            for left in folder.glob("*.partial"):
+                raise InputError(
+                    f"{error.filename or folder}: cannot be written: {error.strerror}; give another --set run.folder=… or "
+                    "checkpoint.copy_to=…"
+                ) from None
+            for left in [*folder.glob("*.partial"), *(second.glob("*.partial") if second else ())]:
                 shutil.rmtree(left, ignore_errors=True)
         # A name of this attempt that all ranks know, so that leftovers of a killed one are never mistaken for ours. They get it
         # when rank 0 has cleaned up, so that nothing of theirs is taken away.
@@ -98,13 +140,7 @@ class Checkpointer:
             InputError: this or the previous save failed (disk full, a rank's files missing); older checkpoints are untouched.
         """
         self.wait()
-        tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
-        entries: list[Entry] = []
-        for parameter, kind, shape, start, stop, tensor in shards:
-            key = f"{kind}/{parameter}/{start}"
-            tensors[key] = tensor.detach().to("cpu", copy=True).contiguous()
-            entries.append([parameter, kind, list(shape), start, stop, key])
-        part = {"entries": entries, "scalars": {k: dict(v) for k, v in scalars.items()}}
+        tensors, part = copy_part(shards, scalars)
         self._thread = threading.Thread(target=self._write, args=(step, name or f"step-{step:08d}", tensors, part, dict(state)))
         self._thread.start()
         if wait:
@@ -124,9 +160,7 @@ class Checkpointer:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             path = partial / f"rank-{self.rank:05d}.safetensors"
-            save_file(tensors, path)
-            _flush(path)
-            write_atomically(path.with_suffix(".json"), json.dumps(part))
+            write_part(path, tensors, part)
             if self.store is not None:
                 self.store.put_part(partial, f"{name}.{self.attempt}", self.rank, remove=not self.shared)
             if self.rank == 0:
@@ -137,22 +171,27 @@ class Checkpointer:
             self._error = InputError(self._explain(step, error))
         except BaseException as error:
             self._error = error
-        if self._error is not None:
+        if self._error is None:
+            return
+        if self.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
+        else:  # an empty file, for which a full disk has room: rank 0 need not wait
+            with contextlib.suppress(OSError):
+                (partial / f"rank-{self.rank:05d}.failed").touch()
 
     def _commit(self, step: int, name: str, partial: Path, state: dict[str, Any]) -> None:
         parts = [partial / f"rank-{rank:05d}.json" for rank in range(self.ranks)]
         deadline = time.monotonic() + self.wait_seconds
         while missing := [rank for rank, path in enumerate(parts) if not path.exists()]:
+            if failed := [rank for rank in missing if parts[rank].with_suffix(".failed").exists()]:
+                raise OSError(f"rank {failed[0]} could not write its part")
             if time.monotonic() > deadline:
                 ranks = ", ".join(map(str, missing))
                 raise InputError(f"checkpoint of step {step}: no files from rank {ranks} after {self.wait_seconds:.0f} s")
             if self.store is not None:
                 self.store.get_parts(partial, f"{name}.{self.attempt}", missing)
             time.sleep(0.01)
-        files = [_describe(path.with_suffix(suffix)) for path in parts for suffix in (".safetensors", ".json")]
-        manifest = {"format": FORMAT, "step": step, "ranks": self.ranks, "files": files, "state": state}
-        write_atomically(partial / "checkpoint.json", json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
+        write_manifest(partial, step, self.ranks, state)
         final = self.folder / name
         if final.exists():
             shutil.rmtree(final)
@@ -161,11 +200,31 @@ class Checkpointer:
         write_atomically(self.folder / "latest", final.name)
         if self.store is not None:
             self.store.commit(final, f"{name}.{self.attempt}")
+        shutil.rmtree(final.with_name(f"{name}.aside"), ignore_errors=True)
         if self.keep is not None:
-            self._forget_old(self.keep)
+            self._forget_old(self.folder, self.keep)
+        if self.second is not None:
+            self._copy(final, self.second)
 
-    def _forget_old(self, keep: int) -> None:
-        checkpoints = list_checkpoints(self.folder)
+    def _copy(self, source: Path, second: Path) -> None:
+        """The same checkpoint in a second place, complete when it has its name."""
+        partial = second / f"{source.name}.{self.attempt}.partial"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(source, partial)
+            for file in partial.iterdir():
+                _flush(file)
+            shutil.rmtree(second / source.name, ignore_errors=True)
+            partial.rename(second / source.name)
+            _flush(second)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(f"{source} is whole, its copy in {second} could not be written: {error.strerror or error}") from None
+        if self.keep is not None:
+            self._forget_old(second, self.keep)
+
+    def _forget_old(self, folder: Path, keep: int) -> None:
+        checkpoints = list_checkpoints(folder)
         kept = set(checkpoints[-keep:])
         if self.keep_best:
             scored = [(m, c) for c in checkpoints if (m := _metric(c)) is not None]
@@ -189,14 +248,15 @@ class Checkpointer:
 class Checkpoint:
     """One complete checkpoint, opened for reading."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, offer: bool = True) -> None:
+        """Raises InputError where it is damaged; with `offer` the error says which one before it is there."""
+        self.folder, self._offers = folder, offer
         try:
             self.manifest = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder / 'checkpoint.json'}: cannot be read ({error}){_offer(folder)}") from None
+            raise InputError(f"{folder / 'checkpoint.json'}: cannot be read ({error}){self._offer()}") from None
         if self.manifest.pop("sha256", None) != _digest(self.manifest):
-            raise InputError(f"{folder / 'checkpoint.json'}: damaged, its checksum is not its own{_offer(folder)}")
+            raise InputError(f"{folder / 'checkpoint.json'}: damaged, its checksum is not its own{self._offer()}")
         if self.manifest.get("format") != FORMAT:
             raise InputError(f"{folder}: format {self.manifest.get('format')}, this version reads {FORMAT}")
         self.state: dict[str, Any] = self.manifest["state"]
@@ -213,9 +273,12 @@ class Checkpoint:
 
     def _verify(self, path: Path, file: dict[str, Any]) -> None:
         if not path.exists():
-            raise InputError(f"{path}: missing{_offer(self.folder)}")
+            raise InputError(f"{path}: missing{self._offer()}")
         if _describe(path) != file:
-            raise InputError(f"{path}: damaged, its checksum is not the one in checkpoint.json{_offer(self.folder)}")
+            raise InputError(f"{path}: damaged, its checksum is not the one in checkpoint.json{self._offer()}")
+
+    def _offer(self) -> str:
+        return _offer(self.folder) if self._offers else ""
 
     def _read_part(self, path: Path) -> None:
         part = json.loads(path.read_text(encoding="utf-8"))
@@ -274,7 +337,40 @@ class Checkpoint:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.suffix != ".partial")
+    return sorted(p for p in folder.glob("step-*") if p.is_dir() and not p.suffix)
+
+
+def newest_whole(folders: Sequence[Path], before: int | None = None) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint in any of `folders` that is whole, and what is wrong with the newer ones.
+
+    A checkpoint of a folder named first is taken before one of the same step elsewhere. `before`: only of earlier steps.
+    """
+    there = [(path.name, -place, path) for place, folder in enumerate(folders) for path in list_checkpoints(folder)]
+    wrong: list[str] = []
+    for name, _, path in sorted(there, reverse=True):
+        if before is not None and int(name.removeprefix("step-")) >= before:
+            continue
+        try:
+            Checkpoint(path, offer=False)
+        except InputError as error:
+            wrong.append(str(error))
+        else:
+            return path, wrong
+    return None, wrong
+
+
+def second_place(copy_to: Path | None, run: Path) -> list[Path]:
+    """Where copies of a run's checkpoints are; none where none are asked for."""
+    return [copy_to.expanduser() / run.name / "checkpoints"] if copy_to else []
+
+
+def set_aside_after(folder: Path, step: int) -> None:
+    """Takes the checkpoints of later steps than `step` out of the list: the run goes on from there, in another way."""
+    for path in list_checkpoints(folder):
+        if int(path.name.removeprefix("step-")) > step:
+            aside = path.with_name(f"{path.name}.aside")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def find_checkpoint(run: Path, name: str | None = None) -> Path:

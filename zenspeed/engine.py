@@ -66,6 +66,8 @@ class Engine:
         self.module, self.mesh, self.clip = module, mesh, clip
         self.scaler = scaler or LossScaler()
         self.divisor = 1.0  # gradients are divided by this as well as by the loss scale, for whoever did not divide the loss
+        self.updating = False
+        """In the middle of an update: an error then leaves a state that is neither the old nor the new one."""
         self.compute_dtype = compute_dtype
         self.device_type = next(module.parameters()).device.type
         self.zero = ZeroModule(module, [g for plan in plans for g in plan.groups], mesh, zero)
@@ -103,17 +105,25 @@ class Engine:
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss * self.scaler.scale if self.scaler.scale != 1.0 else loss
 
-    def update(self, on_skip: Callable[[], None] | None = None, norm: float | None = None) -> Update:
+    def update(
+        self,
+        on_skip: Callable[[], None] | None = None,
+        norm: float | None = None,
+        allow: Callable[[float], bool] | None = None,
+    ) -> Update:
         """Clips, updates the weights, forgets the gradients. Not finite gradients on any rank: no rank updates.
 
         `on_skip` is called on every rank before the gradients of a skipped update are forgotten. `norm`: the gradient's
-        norm, where it is not that of this engine's parameters alone.
+        norm, where it is not that of this engine's parameters alone. `allow`: whether to update with this norm, finite or not;
+        it must answer alike on all ranks.
         """
         self.zero.finish_reduce()
         scale = self.scaler.scale
         norm = (float(self.zero.grad_norm()) if norm is None else norm) / (scale * self.divisor)
         finite = math.isfinite(norm)
-        if finite:
+        made = finite if allow is None else allow(norm)
+        if made:
+            self.updating = True
             factor = 1.0 / (scale * self.divisor)
             if self.clip is not None:
                 factor *= min(1.0, self.clip / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
@@ -121,11 +131,12 @@ class Engine:
                 self.zero.scale_gradients(factor)
             self._step_optimizers()
             self.zero.publish()
+            self.updating = False
         elif on_skip is not None:
             on_skip()
         self.zero.zero_grad()
         self.scaler.update(overflow=not finite)
-        return Update(norm, skipped=not finite, loss_scale=scale)
+        return Update(norm, skipped=not made, loss_scale=scale)
 
     def _step_optimizers(self) -> None:
         for bucket, params in self._tensors:
@@ -144,6 +155,7 @@ class Engine:
         num_targets: float,
         lr: float,
         smallest: Callable[[], Any] | None = None,
+        allow: Callable[[float, float], bool] | None = None,
     ) -> tuple[float, Update]:
         """One update from this rank's micro-batches.
 
@@ -153,6 +165,7 @@ class Engine:
             lr: factor on every optimizer's base rate.
             smallest: gives a micro-batch that surely fits. With several ranks it is what lets them all hear that one of them
                 had too little memory; without it that rank fails alone.
+            allow: whether to make an update of this loss and this norm of the gradient, asked on every rank.
 
         Returns:
             The global batch's mean loss per target, and the update.
@@ -169,7 +182,8 @@ class Engine:
             self._forget()
             raise OutOfMemory
         self.set_lr(lr)
-        return float(total[0]), self.update()
+        loss = float(total[0])
+        return loss, self.update(allow=None if allow is None else lambda norm: allow(loss, norm))
 
     def accumulate(
         self, micro_batches: Sequence[Any], loss_sum: Callable[[nn.Module, Any], Tensor], num_targets: float
@@ -247,12 +261,15 @@ class Engine:
 
     # State ------------------------------------------------------------------------------------------------------------
 
-    def shards(self) -> Iterator[Shard]:
-        """Weights (fp32) and optimizer state that this rank is the one to save: every element comes from one rank only."""
-        if self.mesh["replicate"].get_local_rank() != 0:
+    def shards(self, copies: bool = False) -> Iterator[Shard]:
+        """Weights (fp32) and optimizer state that this rank is the one to save: every element comes from one rank only.
+
+        With `copies`, all that this rank holds, whether others hold it as well or not.
+        """
+        if self.mesh["replicate"].get_local_rank() != 0 and not copies:
             return
         for bucket, params in self._tensors:
-            if not bucket.cut and bucket.rank != 0:
+            if not bucket.cut and bucket.rank != 0 and not copies:
                 continue
             for piece, kind, source in self._piece_states(bucket, params):
                 yield Shard(piece.name, kind, piece.shape, piece.start, piece.stop, source)

@@ -326,6 +326,31 @@ class CheckpointConfig(Config):
     """Newest checkpoints that stay."""
     keep_best: bool = True
     """The checkpoint of the lowest validation loss stays as well."""
+    copy_to: Path | None = None
+    """A second folder, best on another disk, that gets a copy of each checkpoint; read where the first is damaged."""
+
+
+class GuardConfig(Config):
+    start_seconds: float = Field(300.0, gt=0)
+    """Under `zenspeed launch`: longest time until a process has built its model, and for its first step; not for its data."""
+    step_seconds: float | None = Field(None, gt=0)
+    """Longest time of a step, after which the job is restarted; null: 10 × the slowest step so far, and 10 s at least."""
+    save_seconds: float = Field(300.0, gt=0)
+    """Longest time that the loop waits for a checkpoint."""
+    evaluate_seconds: float = Field(3600.0, gt=0)
+    """Longest time of an evaluation, and of what comes after the last step."""
+    check_replicas: int = Field(100, ge=0)
+    """Steps between comparisons of the weights' copies on the ranks, made before each checkpoint as well; 0: none."""
+    spike_sigmas: float | None = Field(10.0, gt=0)
+    """A loss so many standard deviations (0.1 nats at least) above the last ones makes no update; null: any finite loss may."""
+    norm_factor: float | None = Field(100.0, gt=1)
+    """A gradient's norm so many times the usual one, and above 10 × train.clip, makes no update; null: any finite norm may."""
+    window: int = Field(64, ge=16)
+    """Updates that losses and norms are compared with."""
+    events: int = Field(3, ge=1)
+    """Batches set aside within `window` updates after which the run rolls back to its last good checkpoint."""
+    rollbacks: int = Field(2, ge=0)
+    """Times a run rolls back at most."""
 
 
 class EvaluateConfig(Config):
@@ -365,6 +390,7 @@ class Recipe(Config):
     optim: OptimConfig = OptimConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     log: LogConfig = LogConfig()
     sample: SampleConfig = SampleConfig()

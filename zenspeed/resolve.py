@@ -19,8 +19,11 @@ DEFAULT_MINUTES = 2.0
 MAX_LANES = 8  # each but the first costs a gradient of the whole model
 
 
-def resolve(recipe: Recipe, here: World) -> Recipe:
-    """The recipe with folder, length, lanes, micro-batch and precision decided. Shows the arithmetic where it fails."""
+def resolve(recipe: Recipe, here: World, *, resumed: bool = False) -> Recipe:
+    """The recipe with folder, length, lanes, micro-batch and precision decided. Shows the arithmetic where it fails.
+
+    A run that is `resumed` may be so on any number of ranks: its micro-batch size is then the most a rank takes.
+    """
     data = recipe.model_dump(mode="json")
     train, run = data["train"], data["run"]
     if run["name"] is None:
@@ -30,13 +33,17 @@ def resolve(recipe: Recipe, here: World) -> Recipe:
     if train["steps"] is None and train["minutes"] is None and train["epochs"] is None:
         train["minutes"] = DEFAULT_MINUTES
     batch, ranks = recipe.train.batch_size, _shares(recipe, here)
-    if batch % ranks:
+    if recipe.parallel.mode == "parameter_server" and batch % ranks:
         raise InputError(
-            f"train.batch_size: {batch} sequences cannot be shared by {ranks} ranks: {batch} / {ranks} = {batch / ranks:.2f}; "
-            f"take {max(1, round(batch / ranks)) * ranks}"
+            f"train.batch_size: {batch} sequences cannot be given out in {ranks} equal shares: {batch} / {ranks} = "
+            f"{batch / ranks:.2f}; take {max(1, round(batch / ranks)) * ranks}"
         )
-    share, micro = batch // ranks, recipe.train.micro_batch_size
-    if micro is not None and share % micro:
+    if batch < ranks:
+        raise InputError(
+            f"train.batch_size: {batch} sequences cannot be shared by {ranks} ranks; take {ranks} or more, or fewer ranks"
+        )
+    share, micro = -(-batch // ranks), recipe.train.micro_batch_size
+    if micro is not None and batch % ranks == 0 and share % micro and not resumed:
         raise InputError(
             f"train.micro_batch_size: batch_size = micro_batch_size × accumulation × ranks has no whole solution: "
             f"{batch} = {micro} × {batch / (micro * ranks):.2f} × {ranks}; take a micro_batch_size that divides {share}"

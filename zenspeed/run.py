@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from zenspeed.checkpoint import Checkpoint, find_checkpoint, list_checkpoints
+from zenspeed.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, newest_whole, second_place
 from zenspeed.config import InputError, load, validate
 from zenspeed.models.build import build_model
 from zenspeed.models.heads import Head
 from zenspeed.recipe import Recipe
+from zenspeed.runlog import note
 from zenspeed.runstore import RunStore
 from zenspeed.text.tokenizer import Tokenizer
 
@@ -84,8 +87,30 @@ def begun(
         raise InputError("run.folder: is not given, so each start makes a new one; name it: --set run.folder=runs/mine")
     if storage is not None:
         RunStore(storage).fetch(folder, checkpoint)
-    if checkpoint is None and not list_checkpoints(folder / "checkpoints"):
+    places = _places(folder)
+    if checkpoint is None and not any(map(list_checkpoints, places)):
         return None
-    found = find_checkpoint(folder, checkpoint)
+    found = _newest(folder, places) if checkpoint is None else find_checkpoint(folder, checkpoint)
     before = recipe_of(Checkpoint(found)).model_dump(mode="json")
     return Begun(load(Recipe, None, [*overrides, f"run.folder={json.dumps(str(folder))}"], base=before), found)
+
+
+def _places(folder: Path) -> list[Path]:
+    """Where checkpoints of the run may be: its folder, and the second place that its recipe names."""
+    try:
+        second = load(Recipe, folder / "recipe.yaml").checkpoint.copy_to
+    except InputError:
+        second = None
+    return [folder / "checkpoints", *second_place(second, folder)]
+
+
+def _newest(folder: Path, places: Sequence[Path]) -> Path:
+    """The newest whole checkpoint in any place; damaged ones are named and passed over."""
+    path, wrong = newest_whole(places)
+    for reason in wrong:
+        if os.environ.get("RANK", "0") == "0":
+            note(folder, "checkpoint skipped", reason=reason)
+            print(f"skipped: {reason}" + (f"; going on from {path}" if path else ""), file=sys.stderr, flush=True)
+    if path is None:
+        raise InputError(f"{folder}: none of its checkpoints is whole: {'; '.join(wrong)}")
+    return path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from zenspeed.config import InputError, write_atomically
 from zenspeed.machine import environment
 
 METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
 
 
 class RunLog:
@@ -51,6 +54,13 @@ class RunLog:
             if key != "step" and isinstance(value, (int, float)):
                 self._events.add_scalar(key, value, record["step"])
 
+    def rewind(self, step: int) -> None:
+        """Forgets what came after `step`: the run goes on from there."""
+        if self.enabled:
+            self._file.close()
+            _forget_after(self.folder / METRICS, step)
+            self._file = (self.folder / METRICS).open("a", encoding="utf-8")
+
     def close(self) -> None:
         if self.enabled:
             self._file.close()
@@ -70,6 +80,22 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
+
+
+def note(folder: Path, event: str, **facts: Any) -> None:
+    """Adds a line to the run's events.jsonl: what went wrong and what was decided. Lines stay when a run goes on."""
+    line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts})
+    with contextlib.suppress(OSError), (folder / EVENTS).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run, oldest first."""
+    try:
+        lines = (folder / EVENTS).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def _forget_after(path: Path, step: int) -> None:

@@ -7,6 +7,7 @@ collective in which only rank 0's clock counts, so that every rank decides alike
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -20,7 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from zenspeed.checkpoint import Checkpoint, Checkpointer, list_checkpoints
+from zenspeed import rescue
+from zenspeed.checkpoint import Checkpoint, Checkpointer, list_checkpoints, second_place, set_aside_after
 from zenspeed.compiling import compile_blocks, pick_compile
 from zenspeed.config import InputError, dump, validate, write_atomically
 from zenspeed.data.batch import Batch
@@ -28,12 +30,15 @@ from zenspeed.display import Display
 from zenspeed.engine import Engine
 from zenspeed.evaluate.interval import Figure
 from zenspeed.evaluate.report import write_report as write_markdown
+from zenspeed.health import FOLDER, Pulse
 from zenspeed.machine import keep_memory, measure_matmul, process_age_seconds, resident_bytes, usable_cores
 from zenspeed.memory import MemoryLimit, OutOfMemory, is_out_of_memory
 from zenspeed.optim import lr_factor, plan_optimizers
 from zenspeed.parallel.mesh import World, build_mesh, world
+from zenspeed.parallel.share import share_of
 from zenspeed.parallel.zero import ZeroOptions
 from zenspeed.recipe import Recipe
+from zenspeed.recovery import Counters, Recovery, restore
 from zenspeed.report.page import write_report
 from zenspeed.resolve import resolve
 from zenspeed.runlog import RunLog, plot_loss
@@ -43,7 +48,6 @@ from zenspeed.tasks.models import adopt_pretrained, load_report
 from zenspeed.tasks.open import open_task
 
 WRAP_UP_SECONDS = 2.0  # checkpoint, curve, report and samples at the end of a run with a time limit
-MAX_SKIPPED = 20  # updates in a row without finite gradients, after which a run is stopped
 
 
 class Result(NamedTuple):
@@ -57,19 +61,6 @@ class Result(NamedTuple):
     """False: a worker of a parameter server whose run another one reports of."""
 
 
-class Counters:
-    """Where a run stands; all of it goes into the checkpoint."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.samples = 0
-        self.tokens = 0
-        self.elapsed = 0.0  # seconds of earlier processes of this run
-        self.started: float | None = None  # seconds into the run when the first update began
-        self.validation_loss: float | None = None
-        self.validated_step = -1
-
-
 def train(
     recipe: Recipe,
     *,
@@ -77,28 +68,34 @@ def train(
     display: Display | None = None,
     number: int | None = None,
     loop: Callable[[Run, Interrupt], Result] | None = None,
+    parts: Parts | None = None,
 ) -> Result:
     """Runs a recipe to its end, or from the checkpoint folder `resume` to its end.
 
     Args:
         number: of this process among workers of a parameter server, which form no process group; above 0 it joins a run.
         loop: instead of this module's own.
+        parts: what the run is made of, where that is to be something else.
 
     Raises:
         InputError: something the user gave cannot be used; nothing of an earlier run is changed.
     """
     if loop is None and recipe.parallel.mode == "parameter_server":
         raise InputError("parallel.mode: parameter_server is run by zenspeed.train, this is the loop of data_parallel")
-    with world() as here:
+    folder = recipe.run.folder
+    pulse = Pulse(folder / FOLDER if folder else None, int(os.environ.get("RANK", "0")))
+    with world() as here, contextlib.closing(pulse):
         set_threads(here)
         if number is not None:
             here = here._replace(rank=number)
         display = display or Display(enabled=here.rank == 0)
         with Interrupt() as interrupt:
-            run = _set_up(recipe, here, display, resume, joins=bool(number))
+            run = _set_up(recipe, here, display, resume, pulse, parts or Parts(), joins=bool(number))
             try:
                 result = (loop or _loop)(run, interrupt)
             except Exception as error:
+                if rescue.is_lost_peer(error):
+                    _rescue(run)
                 if not is_out_of_memory(error):
                     raise
                 raise InputError(f"step {run.counters.step + 1}: {_memory_advice(run.recipe)} ({error})") from None
@@ -117,6 +114,13 @@ def set_threads(here: World) -> None:
         torch.set_num_threads(max(1, usable_cores() // _local_ranks(here)))
 
 
+class Parts(NamedTuple):
+    """Parts of a run that can be others: what breaks things on purpose gives broken ones."""
+
+    open_task: Callable[[Recipe, Callable[[str], None] | None], Task] = open_task
+    checkpointer: type[Checkpointer] = Checkpointer
+
+
 class Run(NamedTuple):
     """What the loop needs."""
 
@@ -130,17 +134,21 @@ class Run(NamedTuple):
     checkpointer: Checkpointer
     log: RunLog
     counters: Counters
+    recovery: Recovery
+    pulse: Pulse
     peak_flops: float  # of all ranks together
     weights: int
     memory: MemoryLimit
 
 
-def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None, *, joins: bool = False) -> Run:
+def _set_up(
+    recipe: Recipe, here: World, display: Display, resume: Path | None, pulse: Pulse, parts: Parts, *, joins: bool = False
+) -> Run:
     """All that the loop needs. `joins`: a run that others have begun."""
     checkpoint = Checkpoint(resume) if resume else None
     if checkpoint is None:
         recipe = adopt_pretrained(recipe, display.say)
-    recipe = resolve(recipe, here)
+    recipe = resolve(recipe, here, resumed=checkpoint is not None)
     folder = recipe.run.folder
     assert folder is not None
     if checkpoint is None and not joins and list_checkpoints(folder / "checkpoints"):
@@ -152,8 +160,10 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None, 
         raise InputError(
             f"{store.url}: holds a run already; go on with it: zenspeed resume {store.url}, or give another address"
         )
-    task = _open_task_once(recipe, here, display)
+    pulse.beat("data", 0)
+    task = _open_task_once(recipe, here, display, parts)
     recipe = task.recipe
+    pulse.beat("build", 0)
     precision = recipe.train.precision
     compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
@@ -181,10 +191,20 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None, 
     log = RunLog(
         folder, enabled=here.rank == 0, tensorboard=recipe.log.tensorboard, resumed_step=checkpoint.step if checkpoint else None
     )
+    recovery = Recovery(recipe, folder, here, engine, task, counters, log, display)
     if checkpoint:
-        _restore(checkpoint, engine, counters, task, here)
-    checkpointer = Checkpointer(folder / "checkpoints", recipe.checkpoint.keep, recipe.checkpoint.keep_best, store=store)
+        restore(checkpoint, engine, counters, task, here)
+        recovery.guard.load_state_dict(checkpoint.state.get("guard", {}))
+    checkpointer = parts.checkpointer(
+        folder / "checkpoints",
+        recipe.checkpoint.keep,
+        recipe.checkpoint.keep_best,
+        store=store,
+        second=next(iter(second_place(recipe.checkpoint.copy_to, folder)), None),
+    )
     if here.rank == 0:
+        if checkpoint:
+            set_aside_after(folder / "checkpoints", checkpoint.step)
         write_atomically(folder / "recipe.yaml", dump(recipe))
         task.tokenizer.save(folder / "tokenizer")
     display.say(
@@ -198,7 +218,23 @@ def _set_up(recipe: Recipe, here: World, display: Display, resume: Path | None, 
     )
     display.say(compiling)
     limit = MemoryLimit(recipe.train.memory, here.device, _local_ranks(here))
-    return Run(recipe, folder, here, display, task, model, engine, checkpointer, log, counters, float(peak), weights, limit)
+    return Run(
+        recipe,
+        folder,
+        here,
+        display,
+        task,
+        model,
+        engine,
+        checkpointer,
+        log,
+        counters,
+        recovery,
+        pulse,
+        float(peak),
+        weights,
+        limit,
+    )
 
 
 def _compile_where_it_pays(
@@ -218,12 +254,12 @@ def _local_ranks(here: World) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", here.size))
 
 
-def _open_task_once(recipe: Recipe, here: World, display: Display) -> Task:
+def _open_task_once(recipe: Recipe, here: World, display: Display, parts: Parts) -> Task:
     """Rank 0 prepares the data, the others then find it done. Epochs become steps in the task's recipe."""
     if here.rank == 0:
-        task = open_task(recipe, display.say)
+        task = parts.open_task(recipe, display.say)
     dist.barrier()
-    task = task if here.rank == 0 else open_task(recipe, None)
+    task = task if here.rank == 0 else parts.open_task(recipe, None)
     if recipe.train.epochs is not None:
         steps = max(1, round(recipe.train.epochs * task.num_samples / recipe.train.batch_size))
         data = task.recipe.model_dump(mode="json")
@@ -241,45 +277,47 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def _loop(run: Run, interrupt: Interrupt) -> Result:
-    recipe, counters, engine, task = run.recipe, run.counters, run.engine, run.task
+    recipe, counters, task, recovery = run.recipe, run.counters, run.task, run.recovery
     tokens_per_update = recipe.train.batch_size * task.tokens_per_sample
     clock = Clock(recipe, counters, task.evaluation_tokens / tokens_per_update)
-    per_rank = recipe.train.batch_size // run.world.size
     due = Due(recipe, counters, clock)
-    skipped, losses, size = 0, _Smooth(), recipe.train.micro_batch_size or 1
+    losses, every, size = _Smooth(), recipe.guard.check_replicas, recipe.train.micro_batch_size or 1
     flops = task.flops_per_token(run.model)
 
     while True:
-        first = counters.samples + run.world.rank * per_rank
-        micro = task.micro_batches(first, per_rank, size)
-        facts = _agree_on(task, micro, clock.progress(), interrupt.asked, due.save(), due.evaluate())
+        run.pulse.beat("step", counters.step + 1)
+        share = share_of(recipe.train.batch_size, run.world.rank, run.world.size, size)
+        first = counters.samples + share.first
+        micro = task.micro_batches(first, share.sizes)
+        facts = _agree_on(task, micro, clock.progress(), interrupt.asked, not recovery.skipped and due.save(), due.evaluate())
         if facts.stop or facts.progress >= 1.0 or (recipe.train.steps and counters.step >= recipe.train.steps):
             break
         if facts.evaluate:
             evaluate(run, clock)
             due.evaluated()
+        if every and (facts.save or counters.step % every == 0) and recovery.check_replicas():
+            due.went_back()
+            continue
         if facts.save:
             save(run, clock)
             due.saved()
+        if facts.evaluate or facts.save:
+            run.pulse.beat("step", counters.step + 1)
         start = time.perf_counter()
         lr = lr_factor(recipe.optim, facts.progress, counters.step, recipe.train.steps)
         try:
-            smallest = partial(_smallest, task, first)
             with run.memory:
-                loss, update = engine.train_step(micro, task.loss, facts.num_targets, lr, smallest)
+                loss, update = recovery.step(micro, facts.num_targets, lr, partial(_smallest, task, first))
         except OutOfMemory:
-            size = _halve(run, size, per_rank)
+            size = _halve(run, size, sum(share.sizes))
             continue
         seconds = time.perf_counter() - start
         counters.step += 1
         counters.samples += recipe.train.batch_size
         counters.tokens += facts.num_tokens
-        skipped = skipped + 1 if update.skipped else 0
-        if skipped > MAX_SKIPPED:
-            raise InputError(
-                f"step {counters.step}: no finite gradient in {skipped} updates in a row (loss {loss}); the weights are as of "
-                f"step {counters.step - skipped}; lower optim.lr (now {recipe.optim.lr}) or set train.precision=fp32"
-            )
+        if recovery.after(loss, update):
+            due.went_back()
+            continue
         rate = facts.num_tokens / seconds
         clock.step_took(seconds)
         record = {
@@ -288,6 +326,7 @@ def _loop(run: Run, interrupt: Interrupt) -> Result:
             "lr": recipe.optim.lr * lr,
             "grad_norm": update.grad_norm,
             "tokens": counters.tokens,
+            "samples": counters.samples,
             "tokens_per_second": rate,
             "mfu": rate * flops / run.peak_flops,
             "memory_bytes": resident_bytes(),
@@ -309,7 +348,7 @@ def _loop(run: Run, interrupt: Interrupt) -> Result:
 
 
 def _smallest(task: Task, first: int) -> Batch:
-    return task.micro_batches(first, 1, 1)[0]
+    return task.micro_batches(first, [1])[0]
 
 
 def _halve(run: Run, size: int, per_rank: int) -> int:
@@ -357,6 +396,7 @@ def _agree_on(task: Task, micro: Sequence[Batch], progress: float, stop: bool, s
 def evaluate(run: Run, clock: Clock) -> dict[str, Figure]:
     """Figures over the whole held-out split, on all ranks."""
     start = time.perf_counter()
+    run.pulse.beat("evaluate", run.counters.step)
     figures = run.task.evaluate(run.model, _place(run))
     clock.evaluation_took(time.perf_counter() - start)
     run.counters.validation_loss, run.counters.validated_step = figures["loss"].value, run.counters.step
@@ -373,42 +413,49 @@ def _place(run: Run) -> Place:
 
 
 def save(run: Run, clock: Clock, *, wait: bool = False) -> None:
+    run.pulse.beat("save", run.counters.step)
+    start = time.perf_counter()
+    state = _state(run, clock.elapsed())
+    run.checkpointer.save(run.counters.step, run.engine.shards(), run.engine.scalars(), state, wait=wait)
+    if not wait:
+        run.log.write({"step": run.counters.step, "checkpoint_stall_seconds": time.perf_counter() - start})
+
+
+def _rescue(run: Run) -> None:
+    """Another rank has gone: what this one holds is kept, where others hold the rest of it."""
+    engine, copied = run.engine, run.recipe.parallel.zero == 0 or run.engine.mesh["replicate"].size() > 1
+    if not copied or engine.updating:
+        return
+    run.pulse.beat("rescue", run.counters.step)
+    state = _state(run, run.counters.elapsed) | {"parameters": sorted({s.name for b in engine.zero.trainable for s in b.slots})}
+    rescue.write(run.folder, run.world.rank, run.counters.step, engine.shards(copies=True), engine.scalars(), state)
+
+
+def _state(run: Run, elapsed: float) -> dict[str, Any]:
+    """What a checkpoint holds beside tensors, the same on all ranks."""
     counters = run.counters
-    state = {
+    return {
         "step": counters.step,
         "samples": counters.samples,
         "tokens": counters.tokens,
-        "elapsed": clock.elapsed(),
+        "elapsed": elapsed,
         "started": counters.started,
         "validation_loss": counters.validation_loss,
         "metric": counters.validation_loss if counters.validated_step == counters.step else None,
         "scaler": run.engine.scaler.state_dict(),
+        "guard": run.recovery.guard.state_dict(),
         "vocab_size": run.model.vocab_size,
         "data": run.task.fingerprint,
         "recipe": run.recipe.model_dump(mode="json"),
     }
-    run.checkpointer.save(counters.step, run.engine.shards(), run.engine.scalars(), state, wait=wait)
-
-
-def _restore(checkpoint: Checkpoint, engine: Engine, counters: Counters, task: Task, here: World) -> None:
-    state = checkpoint.state
-    if state["data"] != task.fingerprint:
-        raise InputError(
-            f"{checkpoint.folder}: was trained on other data than recipe and files give now (fingerprint {state['data'][:12]}, "
-            f"now {task.fingerprint[:12]}); restore the data, or start a new run"
-        )
-    engine.load(checkpoint.read, checkpoint.scalars)
-    engine.scaler.load_state_dict(state["scaler"])
-    counters.step, counters.samples, counters.tokens = state["step"], state["samples"], state["tokens"]
-    counters.elapsed, counters.started, counters.validation_loss = state["elapsed"], state["started"], state["validation_loss"]
-    if (rng := checkpoint.rng(here.rank)) is not None:
-        torch.set_rng_state(rng)
 
 
 def finish(run: Run, clock: Clock, *, interrupted: bool) -> Result:
     counters, folder = run.counters, run.folder
+    run.pulse.beat("finish", counters.step)
     figures = {} if interrupted else evaluate(run, clock)
     save(run, clock, wait=True)
+    run.pulse.beat("finish", counters.step)
     run.display.close()
     if run.world.rank == 0:
         plot_loss(folder)
@@ -512,6 +559,10 @@ class Due:
 
     def saved(self) -> None:
         self._saved_step, self._saved_at = self.counters.step, self.clock.elapsed()
+
+    def went_back(self) -> None:
+        """The run is as of an earlier step: what was due at later ones is due again."""
+        self._saved_step = self._evaluated_step = self.counters.step
 
     def evaluate(self) -> bool:
         every = self.recipe.evaluate.every

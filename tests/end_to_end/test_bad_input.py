@@ -11,6 +11,7 @@ import pytest
 
 from tests.end_to_end.conftest import Cli, command, environment
 from zenspeed.checkpoint import Checkpoint, find_checkpoint, list_checkpoints
+from zenspeed.runlog import read_events
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -93,16 +94,17 @@ def test_a_run_is_not_overwritten(run: Path, cli: Cli, corpus: Path, tiny: list[
 
 
 @pytest.mark.parametrize("file", ["rank-00000.safetensors", "rank-00000.json", "checkpoint.json"])
-def test_damaged_checkpoint_is_named_and_the_last_good_one_offered(file: str, run: Path, cli: Cli) -> None:
+def test_damaged_checkpoint_is_named_and_the_last_good_one_taken(file: str, run: Path, cli: Cli) -> None:
     path = find_checkpoint(run) / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    refused(
-        cli("resume", run, code=None), file, "step-00000020", f"--checkpoint {list_checkpoints(run / 'checkpoints')[0].name}"
-    )
-    cli("resume", run, "--checkpoint", "step-00000010", "--set", "train.steps=20")
+    named = cli("resume", run, "--checkpoint", "step-00000020", code=None)
+    refused(named, file, f"--checkpoint {list_checkpoints(run / 'checkpoints')[0].name}")
+    done = cli("resume", run, "--set", "train.steps=20")
+    assert file in done.stderr and "going on from" in done.stderr and "step-00000010" in done.stderr
     assert Checkpoint(find_checkpoint(run)).step == 20
+    assert [e["event"] for e in read_events(run)] == ["checkpoint skipped"]
 
 
 def test_disk_full_while_saving(run: Path, tmp_path: Path) -> None:

@@ -84,13 +84,13 @@ KINDS = {
 def test_packed_is_one_by_one_however_it_is_cut(name: str, tmp_path: Path) -> None:
     task = open_small(tmp_path, *KINDS[name])
     model = scrambled(task)
-    alone = [losses(task, model, batch) for batch in task.micro_batches(0, 12, 1)]
+    alone = [losses(task, model, batch) for batch in task.micro_batches(0, [1] * 12)]
     for size in (12, 4):
-        packed = task.micro_batches(0, 12, size)
+        packed = task.micro_batches(0, [size] * (12 // size))
         sums = [losses(task, model, batch) for batch in packed]
         assert sums == pytest.approx([sum(alone[i : i + size]) for i in range(0, 12, size)], rel=1e-5)
-        assert sum(map(task.num_targets, packed)) == sum(map(task.num_targets, task.micro_batches(0, 12, 1)))
-    tokens = task.micro_batches(0, 12, 12)[0].inputs["tokens"]
+        assert sum(map(task.num_targets, packed)) == sum(map(task.num_targets, task.micro_batches(0, [1] * 12)))
+    tokens = task.micro_batches(0, [12])[0].inputs["tokens"]
     assert len(tokens) < 12, "nothing is packed"
 
 

@@ -24,6 +24,7 @@ for _name in (
     "tune",
     "launch",
     "parameter_server",
+    "chaos",
     "report",
     "crossval",
     "harness",

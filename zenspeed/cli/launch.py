@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zenspeed.cli.app import app, recipe_of
+from zenspeed.cli.app import RunFolder, app, recipe_of
 
 if TYPE_CHECKING:
     from zenspeed.recipe import Recipe
@@ -49,8 +49,14 @@ def launch(
         int, typer.Option("--rdzv-timeout", "--rdzv_timeout", min=1, help="Seconds that machines wait for each other.")
     ] = 600,
     max_restarts: Annotated[
-        int, typer.Option("--max-restarts", "--max_restarts", min=0, help="Starts anew after a failure.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--max-restarts", "--max_restarts", min=0, help="Starts anew after a failure; training: 3 in a row, else 0."
+        ),
+    ] = None,
+    min_processes: Annotated[
+        int, typer.Option("--min-processes", min=1, help="Training: fewest processes to go on with when some are lost.")
+    ] = 1,
     on: Annotated[
         str | None,
         typer.Option("--on", metavar="CLUSTER", help="slurm, kubernetes, ray or ray://HOST:PORT: gives the job to a cluster."),
@@ -83,6 +89,7 @@ def launch(
         rdzv={k: v for k, v in rdzv.items() if v is not None},
         rdzv_timeout=rdzv_timeout,
         max_restarts=max_restarts,
+        min_processes=min_processes,
         on=on,
         settings=tuple(settings or ()),
         dry_run=dry_run,
@@ -93,8 +100,16 @@ def launch(
         if recipe.parallel.mode == "parameter_server":
             from zenspeed.launch.workers import launch_workers
 
-            raise typer.Exit(launch_workers(num_processes or 1, context.args, recipe, max_restarts))
+            raise typer.Exit(launch_workers(num_processes or 1, context.args, recipe, max_restarts or 0))
     raise typer.Exit(start(options, context.args))
+
+
+@app.command()
+def scale(run: RunFolder, num_processes: Annotated[int, typer.Option("-n", "--num-processes", min=1)]) -> None:
+    """Let a run that `zenspeed launch` started go on with another number of processes."""
+    from zenspeed.launch.train import scale as ask
+
+    ask(run, num_processes)
 
 
 @app.command()

@@ -40,7 +40,10 @@ class Options:
     rdzv: dict[str, str] = field(default_factory=dict)
     """Backend, endpoint and id, where given."""
     rdzv_timeout: int = 600
-    max_restarts: int = 0
+    max_restarts: int | None = None
+    """None: 3 for a training run on this machine, 0 for anything else."""
+    min_processes: int = 1
+    """Of a training run on this machine: fewest processes to go on with when some were lost."""
     on: str | None = None
     """slurm, kubernetes, ray or ray://HOST:PORT; None: machines that this command is run on, or ssh."""
     settings: tuple[str, ...] = ()
@@ -61,11 +64,26 @@ def start(options: Options, arguments: Sequence[str]) -> int:
         raise InputError("--with and --dry-run belong to --on slurm, kubernetes or ray")
     target = command_of(options, arguments)
     hosts = machines(options)
+    if hosts is None and _one_run_here(options, arguments):
+        from zenspeed.launch.train import supervise
+
+        restarts = 3 if options.max_restarts is None else options.max_restarts
+        return supervise(options.num_processes or 1, arguments[0], arguments[1:], options.min_processes, restarts)
+    if options.min_processes > 1:
+        raise InputError("--min-processes is for train and resume on one machine")
     if hosts is None or (len(hosts) == 1 and next(iter(hosts)) in ("localhost", "127.0.0.1")) or not options.ssh:
         return _here(options, target, hosts)
     ssh = Ssh(options.ssh_port, options.master_address, options.master_port or 29500)
     passed_on = variables(os.environ, environment_files() if options.as_deepspeed else ())
     return run(hosts, commands(hosts, ssh, [*_same_options(options), *arguments], passed_on))
+
+
+def _one_run_here(options: Options, arguments: Sequence[str]) -> bool:
+    """Whether this is training on this machine alone, which is kept going by us and not by torch elastic."""
+    elsewhere = (
+        options.rdzv or options.nodes not in (None, "1") or (options.num_nodes or 1) > 1 or options.node_rank is not None
+    )
+    return arguments[0] in ("train", "resume") and not (options.module or options.as_deepspeed or elsewhere)
 
 
 def submit(options: Options, arguments: Sequence[str]) -> int:
@@ -81,7 +99,7 @@ def submit(options: Options, arguments: Sequence[str]) -> int:
     if any(where):
         raise InputError(f"--on {on}: {kind} chooses machines and where they meet; leave out the options that name them")
     nodes = options.nodes or str(options.num_nodes or 1)
-    job = job_of(arguments, nodes, options.num_processes or 1, options.max_restarts, on)
+    job = job_of(arguments, nodes, options.num_processes or 1, options.max_restarts or 0, on)
     if kind == "slurm":
         return slurm.submit(job, settings_of(slurm.SlurmSettings, options.settings), dry_run=options.dry_run)
     if kind == "kubernetes":
@@ -164,7 +182,7 @@ def _rendezvous(options: Options, hosts: Slots | None) -> Rendezvous:
         endpoint=options.rdzv.get("endpoint") or (f"{address}:{port}" if static else ""),
         id=options.rdzv.get("id", "zenspeed"),
         node_rank=options.node_rank or 0,
-        max_restarts=options.max_restarts,
+        max_restarts=options.max_restarts or 0,
         timeout_seconds=options.rdzv_timeout,
     )
 

@@ -18,6 +18,7 @@ from zenspeed.display import Display
 from zenspeed.engine import Engine, Shard
 from zenspeed.machine import resident_bytes
 from zenspeed.optim import lr_factor
+from zenspeed.parallel.share import share_of
 from zenspeed.runlog import RunLog, read_metrics
 from zenspeed.server.client import Servers
 from zenspeed.server.compress import Feedback
@@ -317,7 +318,9 @@ class Work:
     def _micro_batches(self, step: int, number: int) -> list[Batch]:
         train = self.run.recipe.train
         each = train.batch_size // self.spec.shares
-        return self.run.task.micro_batches(step * train.batch_size + number * each, each, train.micro_batch_size or 1)
+        return self.run.task.micro_batches(
+            step * train.batch_size + number * each, share_of(each, 0, 1, train.micro_batch_size or 1).sizes
+        )
 
     def _count(self, micro: list[Batch]) -> tuple[float, int]:
         task = self.run.task

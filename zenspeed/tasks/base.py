@@ -60,8 +60,8 @@ class Task(ABC):
         return []
 
     @abstractmethod
-    def micro_batches(self, first: int, count: int, size: int) -> list[Batch]:
-        """Samples `first` … `first + count` - 1 of the endless order, `size` in each batch."""
+    def micro_batches(self, first: int, sizes: Sequence[int]) -> list[Batch]:
+        """Batches of `sizes` samples one after the other, from sample number `first` of the endless order on."""
 
     def num_targets(self, batch: Batch) -> int:
         """What the sum of losses of a batch is divided by, to be one mean over the global batch."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -40,8 +41,9 @@ class LanguageTask(Task):
     def build_model(self, seed: int, pretrained: bool = True) -> nn.Module:
         return task_model(self.recipe, self.tokenizer, "language", 0, seed, pretrained)
 
-    def micro_batches(self, first: int, count: int, size: int) -> list[Batch]:
-        return [self._loader.batch(first + offset, size) for offset in range(0, count, size)]
+    def micro_batches(self, first: int, sizes: Sequence[int]) -> list[Batch]:
+        starts = itertools.accumulate(sizes, initial=first)
+        return [self._loader.batch(start, size) for start, size in zip(starts, sizes, strict=False)]
 
     def evaluate(self, model: nn.Module, place: Place) -> dict[str, Figure]:
         recipe, dataset = self.recipe, self.prepared.validation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -130,11 +131,11 @@ class RowTask(Task):
 
     # Batches ----------------------------------------------------------------------------------------------------------
 
-    def micro_batches(self, first: int, count: int, size: int) -> list[Batch]:
+    def micro_batches(self, first: int, sizes: Sequence[int]) -> list[Batch]:
         packed = self.recipe.train.batching == "packed"
         return [
             self.collate(self.train, self.order.take(start, size), packed=packed, seed=start)
-            for start in range(first, first + count, size)
+            for start, size in zip(itertools.accumulate(sizes, initial=first), sizes, strict=False)
         ]
 
     def collate(self, examples: Examples, indices: np.ndarray, *, packed: bool, seed: int | None = None) -> Batch:

@@ -22,6 +22,7 @@ from zenspeed.engine import Engine
 from zenspeed.machine import keep_memory
 from zenspeed.optim import plan_optimizers
 from zenspeed.parallel.mesh import World, build_mesh, world
+from zenspeed.parallel.share import share_of
 from zenspeed.parallel.zero import ZeroOptions
 from zenspeed.recipe import Recipe
 from zenspeed.resolve import resolve
@@ -104,7 +105,7 @@ def _range_test(task: Task, recipe: Recipe, here: World, seed: int, steps: int) 
     losses: list[float] = []
     for step, factor in enumerate(factors(steps)):
         first = (seed * steps + step) * recipe.train.batch_size + here.rank * share
-        micro = task.micro_batches(first, share, recipe.train.micro_batch_size or 1)
+        micro = task.micro_batches(first, share_of(share, 0, 1, recipe.train.micro_batch_size or 1).sizes)
         losses.append(engine.train_step(micro, task.loss, _targets(task, micro), float(factor))[0])
         if ended(losses):
             break
@@ -122,7 +123,7 @@ def _noise(task: Task, recipe: Recipe, here: World, factor: float, seeds: int, s
     small, big, updates, passes = [], [], [], []
     for step in range(2 * steps):
         first = (seeds * 10_000 + step) * batch + here.rank * share
-        micro = task.micro_batches(first, share, size)
+        micro = task.micro_batches(first, [size] * (share // size))
         start = time.perf_counter()
         mean = _backward(engine, task, micro, _targets(task, micro))
         middle = time.perf_counter()

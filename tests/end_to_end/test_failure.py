@@ -1,0 +1,117 @@
+"""A run that loses, regains and misses ranks trains on the same samples as one process; what went wrong is named."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from zenspeed.chaos.faults import Fault
+from zenspeed.chaos.trial import Curve, Trial, broken_promises, curve_of
+from zenspeed.checkpoint import Checkpoint, list_checkpoints, newest_whole
+from zenspeed.config import load
+from zenspeed.health import FOLDER, read_beat
+from zenspeed.launch.train import scale
+from zenspeed.recipe import Recipe
+from zenspeed.runlog import read_events
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "chaos.yaml"
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def recipe(corpus: Path, cache: Path) -> Recipe:
+    return load(Recipe, RECIPE, [f"data.source={corpus}", f"data.cache={cache}"])
+
+
+@pytest.fixture(scope="module")
+def one_process(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Curve:
+    trial = Trial(recipe, tmp_path_factory.mktemp("one") / "run", None)
+    assert trial.run(1) == 0
+    return curve_of(trial.folder)
+
+
+def lasting(recipe: Recipe, steps: int) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps})})
+
+
+def test_scaled_while_it_runs(recipe: Recipe, tmp_path: Path) -> None:
+    """`zenspeed scale` under the launcher: 8 samples a step over 4, 2, 3 and 4 ranks, and the curve of one process."""
+    steps = 130
+    alone = Trial(lasting(recipe, steps), tmp_path / "alone", None)
+    assert alone.run(1) == 0
+    trial = Trial(lasting(recipe, steps), tmp_path / "run", None)
+    asking = threading.Thread(target=_scale_at, args=(trial.folder, [(10, 2), (40, 3), (75, 4)]), daemon=True)
+    asking.start()
+    assert trial.run(4) == 0
+    assert broken_promises(trial, 0, curve_of(alone.folder), 4) == []
+    sizes = [e["why"].split("on ")[1].split(" of")[0] for e in read_events(trial.folder) if e["event"] == "restarted"]
+    assert sizes == ["2", "3", "4"]
+
+
+def _scale_at(folder: Path, wanted: list[tuple[int, int]]) -> None:
+    for step, ranks in wanted:
+        while read_beat(folder / FOLDER, 0).step < step:
+            time.sleep(0.001)
+        scale(folder, ranks)
+
+
+@pytest.mark.parametrize("kind", ["kill", "hang", "checkpoint bit", "weight bit", "nan batch"])
+def test_promises_are_kept(kind: str, recipe: Recipe, one_process: Curve, tmp_path: Path) -> None:
+    fault = Fault(kind, 1, 13, 0.01, 5)
+    if kind == "nan batch":
+        alone = Trial(recipe, tmp_path / "alone", fault._replace(rank=-1))
+        assert alone.run(1) == 0
+        one_process = curve_of(alone.folder)
+    trial = Trial(recipe, tmp_path / "run", fault)
+    assert broken_promises(trial, trial.run(3), one_process, 3) == []
+    for event in read_events(trial.folder):
+        if event["event"] == "update blocked":
+            assert event["samples"] == [12 * 8, 13 * 8]
+        if event["event"] == "restarted" and kind == "hang":
+            assert "wait for rank 1 at" in event["why"] and "on 2 of 3 ranks" in event["why"]
+            assert (trial.folder / event["why"].split("stacks: ")[1].split(")")[0].split("/")[-1] / "rank-00002.txt").exists()
+
+
+@pytest.mark.parametrize(("zero", "shard_ranks", "ranks"), [(0, None, 3), (1, 2, 4)])
+def test_what_a_lost_rank_held_comes_from_its_replica(
+    zero: int, shard_ranks: int | None, ranks: int, recipe: Recipe, one_process: Curve, tmp_path: Path
+) -> None:
+    """No checkpoint but the last is ever due: the run goes on from what the ranks that were left held."""
+    changes = {
+        "parallel": recipe.parallel.model_copy(update={"zero": zero, "shard_ranks": shard_ranks}),
+        "checkpoint": recipe.checkpoint.model_copy(update={"every": STEPS}),
+    }
+    trial = Trial(recipe.model_copy(update=changes), tmp_path / "run", Fault("hang", 1, 13, 0.0, 0))
+    assert broken_promises(trial, trial.run(ranks), one_process, ranks) == []
+    said = [e["why"] for e in read_events(trial.folder) if e["event"] in ("rescued", "restarted")]
+    assert "step-00000012" in said[0] and "from step-00000012" in said[1]
+
+
+def test_rolls_back_with_other_data(recipe: Recipe, tmp_path: Path) -> None:
+    """Three batches in a row that are NaN each time: back to the checkpoint before, and on behind them."""
+    trial = Trial(recipe, tmp_path / "run", Fault("nan batches", 0, 14, 0.0, 0))
+    assert trial.run(2) == 0
+    events = [e for e in read_events(trial.folder) if e["event"] in ("update blocked", "rolled back")]
+    assert [e["event"] for e in events] == ["update blocked"] * 3 + ["rolled back"]
+    assert (events[-1]["to"], events[-1]["samples_from"]) == (12, 16 * 8)
+    updates = curve_of(trial.folder).updates
+    assert [step for step, _, _ in updates] == list(range(1, STEPS + 1))
+    assert [samples for _, samples, _ in updates] == [8 * s for s in range(1, 13)] + [8 * s for s in range(17, 29)]
+    assert all(loss == loss for _, _, loss in updates)
+
+
+def test_a_copy_in_a_second_place(recipe: Recipe, tmp_path: Path) -> None:
+    checkpoint = recipe.checkpoint.model_copy(update={"copy_to": tmp_path / "second", "keep": 1, "keep_best": False})
+    trial = Trial(lasting(recipe, 8).model_copy(update={"checkpoint": checkpoint}), tmp_path / "run", None)
+    assert trial.run(1) == 0
+    places = [tmp_path / "run" / "checkpoints", tmp_path / "second" / "run" / "checkpoints"]
+    first, second = ([p.name for p in list_checkpoints(place)] for place in places)
+    assert first == second == ["step-00000008"]
+    file = next(places[0].glob("step-*/rank-00000.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1])
+    found, wrong = newest_whole(places)
+    assert found == places[1] / "step-00000008" and len(wrong) == 1 and "rank-00000.safetensors: damaged" in wrong[0]
+    assert Checkpoint(found).step == 8
