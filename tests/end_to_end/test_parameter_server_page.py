@@ -92,7 +92,7 @@ def test_a_server_by_hand_and_a_run_that_is_resumed(folder: Path) -> None:
     finish(begin(worker, folder))
     assert serving.wait(timeout=60) == 0
     more = "--set train.steps=48 --set parallel.server.addresses=[] --set parallel.server.consistency=local"
-    finish(begin(f"zenspeed resume three {more}", folder))
+    finish(begin(f"zenspeed launch -n 2 resume three {more}", folder))
     steps = [record["step"] for record in read_metrics(folder / "three") if "loss" in record]
     assert steps == [*range(1, STEPS + 1), 48]
     assert losses(folder / "three")[-1] < losses(folder / "three")[0] - 0.5

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zenspeed.cli.app import RunFolder, app, recipe_of
+from zenspeed.errors import InputError
 
 if TYPE_CHECKING:
     from zenspeed.recipe import Recipe
@@ -95,12 +96,19 @@ def launch(
         dry_run=dry_run,
         end_with_input=end_with_input,
     )
+    recipe: Recipe | None = None
     if context.args[:1] == ["train"] and not module:  # a wrong recipe is refused once, before any process starts
         recipe = _check_recipe(context.args[1:])
-        if recipe.parallel.mode == "parameter_server":
-            from zenspeed.launch.workers import launch_workers
+    if context.args[:1] == ["resume"] and not module:
+        recipe = _recipe_of_run(context.args[1:])
+    if recipe is not None and recipe.parallel.mode == "parameter_server":
+        from zenspeed.launch.workers import launch_workers
 
-            raise typer.Exit(launch_workers(num_processes or 1, context.args, recipe, max_restarts or 0))
+        if nnodes or num_nodes or hostfile:
+            raise InputError(
+                "parallel.mode: parameter_server: start servers and workers on each machine, see docs/parameter-server.md"
+            )
+        raise typer.Exit(launch_workers(num_processes or 1, context.args, recipe, max_restarts or 0))
     raise typer.Exit(start(options, context.args))
 
 
@@ -120,8 +128,20 @@ def shim() -> None:
     print(shim_folder())
 
 
-def _check_recipe(arguments: list[str]) -> Recipe:
+def _sets(arguments: list[str]) -> list[str]:
     sets = [arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--set"]
-    sets += [a.removeprefix("--set=") for a in arguments if a.startswith("--set=")]
+    return sets + [a.removeprefix("--set=") for a in arguments if a.startswith("--set=")]
+
+
+def _recipe_of_run(arguments: list[str]) -> Recipe | None:
+    """Of a run that is to be gone on with; None where it has no checkpoint, which the verb itself will say."""
+    from zenspeed.run import begun
+
+    found = begun(Path(arguments[0]), _sets(arguments)) if arguments and not arguments[0].startswith("-") else None
+    return None if found is None else found.recipe
+
+
+def _check_recipe(arguments: list[str]) -> Recipe:
+    sets = _sets(arguments)
     source = arguments[0] if arguments and not arguments[0].startswith("-") else None
     return recipe_of(source, sets)

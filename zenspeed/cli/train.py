@@ -61,7 +61,7 @@ def train(
             _report(dialled(recipe, budget, target_loss, memory, max_parameters, _prepare_meanwhile))
         return
     recipe = recipe_or_chosen(source, sets or [], task, context.args)
-    if go_on and _go_on(recipe.run.folder, sets, storage=recipe.run.storage):
+    if go_on and _go_on(recipe.run.folder, sets, storage=recipe.run.storage, servers=_place(servers, server_key)):
         return
     preparing = _prepare_meanwhile(recipe) if not servers else None
     from zenspeed.server.run import train as run
@@ -100,13 +100,25 @@ def _prepare_quietly(recipe: Recipe) -> None:
 
 
 @app.command()
-def resume(run: RunFolder, checkpoint: CheckpointName = None, sets: Sets = None) -> None:
+def resume(
+    run: RunFolder,
+    checkpoint: CheckpointName = None,
+    sets: Sets = None,
+    servers: ServerAddresses = None,
+    server_key: ServerKey = None,
+) -> None:
     """Go on with a run from its last checkpoint."""
-    if not _go_on(run, sets, checkpoint):
+    if not _go_on(run, sets, checkpoint, servers=_place(servers, server_key)):
         raise InputError(f"{run}: {'holds no complete checkpoint' if run.exists() else 'no such run folder'}")
 
 
-def _go_on(folder: Path | None, sets: list[str] | None, checkpoint: str | None = None, storage: str | None = None) -> bool:
+def _go_on(
+    folder: Path | None,
+    sets: list[str] | None,
+    checkpoint: str | None = None,
+    storage: str | None = None,
+    servers: Place | None = None,
+) -> bool:
     """Trains on from a checkpoint; false where there is none."""
     from zenspeed.run import begun
     from zenspeed.server.run import train as run
@@ -114,7 +126,7 @@ def _go_on(folder: Path | None, sets: list[str] | None, checkpoint: str | None =
     found = begun(folder, sets or (), checkpoint, storage)
     if found is None:
         return False
-    _report(run(found.recipe, resume=found.checkpoint))
+    _report(run(found.recipe, resume=found.checkpoint, servers=servers))
     return True
 
 

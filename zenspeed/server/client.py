@@ -147,6 +147,11 @@ class Servers:
     def moved(self) -> int:
         return sum(link.moved for link in self.links)
 
+    @property
+    def compute_dtype(self) -> str:
+        """Of the run that was started."""
+        return str(self.links[0].ask(Kind.STATUS, {}).head["compute_dtype"])
+
     def wait_until_started(self) -> None:
         """Returns when a worker with a lower number has started the run, or this is the one to do it."""
         while not self.started:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from zenspeed.config import validate
 from zenspeed.display import Display
 from zenspeed.recipe import Recipe
+from zenspeed.server.client import Servers, read_key
 from zenspeed.training import Interrupt, Result, Run
 from zenspeed.training import train as train_in_parallel
 
@@ -62,10 +63,17 @@ def folder_of(recipe: Recipe) -> Path:
     return recipe.run.folder / "servers" / time.strftime("%Y%m%d-%H%M%S")
 
 
+def _same_precision(recipe: Recipe, servers: Servers) -> Recipe:
+    """What the first worker measured decides for all."""
+    data = recipe.model_dump(mode="json")
+    if recipe.train.precision == "auto":
+        data["train"]["precision"] = "bf16" if servers.compute_dtype == "bfloat16" else "fp32"
+    return validate(Recipe, data)
+
+
 def _work(recipe: Recipe, place: Place, resume: Path | None, display: Display | None) -> Result:
     """One worker, from its first word to the servers to its last."""
     from zenspeed.checkpoint import Checkpoint
-    from zenspeed.server.client import Servers, read_key
     from zenspeed.server.worker import Work
 
     servers = Servers(place.addresses, read_key(place.key_file))
@@ -73,6 +81,8 @@ def _work(recipe: Recipe, place: Place, resume: Path | None, display: Display | 
     try:
         servers.wait_until_started()
         number = max(1, servers.number) if servers.started else 0
+        if servers.started:
+            recipe = _same_precision(recipe, servers)
 
         def loop(run: Run, interrupt: Interrupt) -> Result:
             nonlocal ended
@@ -81,6 +91,7 @@ def _work(recipe: Recipe, place: Place, resume: Path | None, display: Display | 
             ended = work.leads
             return result
 
-        return train_in_parallel(recipe, resume=resume, display=display, number=number, loop=loop)
+        first = number == 0  # the others have the servers' weights
+        return train_in_parallel(recipe, resume=resume if first else None, display=display, number=number, loop=loop)
     finally:
         servers.close(stop_servers=ended)

@@ -248,6 +248,7 @@ class Server:
             "over": self._stopping,
             "version": self.store.version if self.store is not None else None,
             "workers": sorted(self.workers),
+            "compute_dtype": self.store.spec.compute_dtype if self.store is not None else None,
             "lead": self._leads(worker),
             "discarded": self.discarded,
             "closed_for": dict(self.complaints.kinds.most_common(20)),

@@ -32,6 +32,8 @@ def spec_of(run: Run) -> Spec:
     """The run as the servers need to know it."""
     recipe, server = run.recipe, run.recipe.parallel.server
     decides = recipe.model_dump(mode="json", include={"task", "model", "train", "optim"})
+    for key in ("compile", "lanes"):  # each worker's own choice, as its machine is
+        decides["train"].pop(key, None)
     decides["server"] = server.model_dump(mode="json", exclude={"addresses", "key_file", "count", "lease_seconds"})
     text = json.dumps([decides, recipe.run.seed, run.task.fingerprint], sort_keys=True)
     local = server.consistency == "local"
