@@ -37,10 +37,15 @@ def plan_optimizers(module: nn.Module, config: OptimConfig, compute_dtype: torch
     named = [NamedParameter(n, p) for n, p in module.named_parameters() if p.requires_grad]
     tables = [p for p in named if p.name.endswith("ngrams.weight")]  # of a body under a head as well
     rest = [p for p in named if not p.name.endswith("ngrams.weight")]
-    return [*_plan_dense(rest, config, compute_dtype), *([_adagrad(tables, config)] if tables else [])]
+    ratio = float(getattr(getattr(module, "config", None), "width_ratio", 1.0))
+    return [*_plan_dense(rest, config, compute_dtype, ratio), *([_adagrad(tables, config)] if tables else [])]
 
 
-def _plan_dense(named: list[NamedParameter], config: OptimConfig, compute_dtype: torch.dtype) -> list[OptimizerPlan]:
+def _plan_dense(
+    named: list[NamedParameter], config: OptimConfig, compute_dtype: torch.dtype, ratio: float
+) -> list[OptimizerPlan]:
+    """`ratio`: width over the width that the rates are for. Adam's rates of matrices inside blocks fall with it, SGD's of all
+    others grow (µP, Yang et al. 2203.03466, table 8); Muon's steps are of one size at every width and need nothing."""
     inner = [p for p in named if p.parameter.ndim == 2 and _inside_block(p.name)]
     if config.name == "muon":
         inside = {p.name for p in inner}
@@ -49,16 +54,16 @@ def _plan_dense(named: list[NamedParameter], config: OptimConfig, compute_dtype:
             [Group(inner, whole=True)],
             [{"lr": config.lr, "weight_decay": config.weight_decay}],
         )
-        return [muon, _adamw([p for p in named if p.name not in inside], config, config.adam_lr)]
+        return [muon, _adamw([p for p in named if p.name not in inside], config, config.adam_lr, ratio)]
     if config.name == "adamw":
-        return [_adamw(named, config, config.lr)]
-    groups, options = _by_decay(named, config.weight_decay, {"lr": config.lr})
+        return [_adamw(named, config, config.lr, ratio)]
+    groups, options = _by_decay(named, config.weight_decay, config.lr, hidden=1.0, others=ratio)
     build = lambda groups: torch.optim.SGD(groups, momentum=config.momentum, fused=True)  # noqa: E731
     return [OptimizerPlan(build, groups, options)]
 
 
-def _adamw(named: list[NamedParameter], config: OptimConfig, lr: float) -> OptimizerPlan:
-    groups, options = _by_decay(named, config.weight_decay, {"lr": lr})
+def _adamw(named: list[NamedParameter], config: OptimConfig, lr: float, ratio: float) -> OptimizerPlan:
+    groups, options = _by_decay(named, config.weight_decay, lr, hidden=1 / ratio, others=1.0)
     return OptimizerPlan(
         lambda groups: torch.optim.AdamW(groups, betas=config.betas, eps=config.epsilon, fused=True), groups, options
     )
@@ -77,13 +82,20 @@ def _inside_block(name: str) -> bool:
 
 
 def _by_decay(
-    named: Sequence[NamedParameter], weight_decay: float, options: dict[str, Any]
+    named: Sequence[NamedParameter], weight_decay: float, lr: float, hidden: float, others: float
 ) -> tuple[list[Group], list[dict[str, Any]]]:
-    matrices = [p for p in named if p.parameter.ndim >= 2]
-    vectors = [p for p in named if p.parameter.ndim < 2]
-    both = [(matrices, weight_decay), (vectors, 0.0)]
-    kept = [(members, decay) for members, decay in both if members]
-    return [Group(m, whole=False) for m, _ in kept], [{**options, "weight_decay": d} for _, d in kept]
+    """Matrices and vectors apart, and matrices inside blocks where their rate differs: `hidden` or `others` times `lr`.
+
+    A step takes `rate · decay` of a weight; that product stays the same.
+    """
+    inner = {p.name for p in named if hidden != others and p.parameter.ndim >= 2 and _inside_block(p.name)}
+    parts = [
+        ([p for p in named if p.name in inner], hidden, weight_decay),
+        ([p for p in named if p.parameter.ndim >= 2 and p.name not in inner], others, weight_decay),
+        ([p for p in named if p.parameter.ndim < 2], others, 0.0),
+    ]
+    kept = [(Group(m, whole=False), {"lr": lr * factor, "weight_decay": decay / factor}) for m, factor, decay in parts if m]
+    return [group for group, _ in kept], [options for _, options in kept]
 
 
 class Muon(torch.optim.Optimizer):

@@ -422,6 +422,8 @@ class Recipe(Config):
 
     def _check_architecture(self) -> None:
         kind, model = self.task.kind, self.model
+        if model.base_width is not None and kind not in ("language_model", "chat"):
+            raise ValueError(f"model.base_width: is for language_model and chat, not for {kind}; take it away")
         if self.train.recompute and model.architecture in ("recurrent", "transformers"):
             raise ValueError(f"train.recompute: cannot be done in architecture {model.architecture}; set it to false")
         if model.huggingface is not None or model.from_run is not None or model.architecture == "transformers":

@@ -353,7 +353,7 @@ _PLAIN: dict[str, tuple[Any, ...] | None] = {
     "architecture": ("decoder",), "norm_placement": ("pre",), "embedding_norm": (False,), "token_types": (0,),
     "qk_norm": (False,), "qk_norm_weights": (False,), "logit_softcap": (None,), "ngrams": ((),), "head_size": (None,),
     "window": (None,), "experts": (0,), "qkv_bias": (None, False), "scale_attention": (True,), "scale_embeddings": (False,),
-    "scale_logits": (False,),
+    "scale_logits": (False,), "base_width": (None,),
 }  # fmt: skip
 """Values that fit where a family says nothing else."""
 _BERT_FIXED: dict[str, tuple[Any, ...] | None] = {

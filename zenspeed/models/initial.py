@@ -83,6 +83,8 @@ def _std(name: str, kind: str, shape: torch.Size, config: ModelConfig) -> float:
         return shape[1] ** -0.5
     if config.init == "t5" and kind in ("out", "down", "head", "relative"):
         return width**-0.5 if kind == "relative" else shape[1] ** -0.5
+    # With base_width, matrices inside blocks shrink as 1 / √fan_in, as at zero_out they always do.
+    hidden = config.width_ratio**-0.5 if kind in ("qkv", "up", "out", "down", "router") else 1.0
     if config.init == "gpt2" and kind in ("out", "down"):
-        return 0.02 / math.sqrt(2 * config.layers)
-    return 0.02
+        return hidden * 0.02 / math.sqrt(2 * config.layers)
+    return hidden * 0.02

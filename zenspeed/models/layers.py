@@ -189,7 +189,7 @@ class Attention(nn.Module):
         bias = config.bias if config.qkv_bias is None else config.qkv_bias
         self.qkv = Linear(config.width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=bias)
         self.norm_epsilon = config.norm_epsilon if config.qk_norm else None
-        self.scale = None if config.scale_attention else 1.0
+        self.scale = config.attention_scale
         self.out = Linear(self.heads * self.head_width, config.width, bias=config.bias)
         weights = config.qk_norm and config.qk_norm_weights
         self.q_norm = nn.Parameter(torch.empty(self.head_width)) if weights else None
@@ -222,7 +222,7 @@ class CrossAttention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.heads = layer, config.heads
-        self.scale = None if config.scale_attention else 1.0
+        self.scale = config.attention_scale
         inner = config.heads * config.head_width
         bias = config.bias if config.qkv_bias is None else config.qkv_bias
         self.q = Linear(config.width, inner, bias=bias)

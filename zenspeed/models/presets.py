@@ -93,6 +93,10 @@ class ModelConfig(Config):
     """Blocks of the decoder of an encoder_decoder; null: as many as `layers`."""
     width: int = Field(256, ge=2)
     """Size of the residual stream."""
+    base_width: int | None = Field(None, ge=2)
+    """Of a decoder: width at which its rates were tuned. Initialisation, scores, logits and rates are scaled with the width so
+    that the best rates stay where they were there (µP, Yang et al. 2203.03466); null: off. Where head_size is null, the number
+    of heads is taken to be the same at both widths."""
     heads: int = Field(4, ge=1)
     """Attention heads; `width` is divided among them."""
     head_size: int | None = Field(None, ge=1)
@@ -204,6 +208,8 @@ class ModelConfig(Config):
                 f"relative_distance {self.relative_distance} is too small for {self.relative_buckets} buckets, "
                 f"half of which are single distances; take at least {self.relative_buckets // 2 + 1}"
             )
+        if self.base_width is not None and (self.architecture != "decoder" or self.init not in ("zero_out", "gpt2", "normal")):
+            raise ValueError("base_width: is for a decoder with init zero_out, gpt2 or normal; take it away")
         if self.experts and self.experts_per_token > self.experts:
             raise ValueError(f"experts_per_token {self.experts_per_token}, but there are {self.experts} experts; take fewer")
         if self.qk_norm_weights and not self.qk_norm:
@@ -215,6 +221,20 @@ class ModelConfig(Config):
     @property
     def head_width(self) -> int:
         return self.head_size or self.width // self.heads
+
+    @property
+    def width_ratio(self) -> float:
+        """Width over `base_width`; 1 without."""
+        return 1.0 if self.base_width is None else self.width / self.base_width
+
+    @property
+    def attention_scale(self) -> float | None:
+        """What scores are multiplied by; None: 1 / √head width. With `base_width` it falls as 1 / head width."""
+        if not self.scale_attention:
+            return 1.0
+        if self.base_width is None or self.head_size is not None:
+            return None
+        return self.width_ratio**-0.5 * self.head_width**-0.5
 
     @property
     def num_kv_heads(self) -> int:

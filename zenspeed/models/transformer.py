@@ -223,7 +223,7 @@ class Transformer(Body):
         if targets is None:
             return self.logits(hidden)
         weight, softcap = self.head_weight, self.config.logit_softcap
-        hidden, flat = hidden.flatten(0, 1), targets.flatten()
+        hidden, flat = self._scaled(hidden).flatten(0, 1), targets.flatten()
         if reduction == "sum":
             loss = linear_cross_entropy(hidden, weight, flat, softcap=softcap)
             return loss + balance_loss(balance, self.config, targets) if balance else loss
@@ -231,8 +231,13 @@ class Transformer(Body):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, C) hidden states -> (…, V)."""
-        logits, softcap = F.linear(hidden, self.head_weight), self.config.logit_softcap
+        logits, softcap = F.linear(self._scaled(hidden), self.head_weight), self.config.logit_softcap
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    def _scaled(self, hidden: Tensor) -> Tensor:
+        """µP's multiplier of the output (2203.03466, table 8)."""
+        ratio = self.config.width_ratio
+        return hidden if ratio == 1.0 else hidden / ratio
 
     @property
     def head_weight(self) -> Tensor:

@@ -78,6 +78,7 @@ def obstacle(model: nn.Module) -> str | None:
         ("norm_placement", config.norm_placement, ("pre",)),
         ("position", config.position, ("rotary", "learned", "sinusoidal", "alibi", "none")),
         ("experts", config.experts, (0,)),
+        ("base_width", config.base_width, (None,)),
     ):
         if found not in wanted:
             return f"{name} {found!r}"
