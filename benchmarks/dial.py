@@ -71,7 +71,8 @@ def has(language: str, system: str, minutes: float, seed: int) -> bool:
     return any((r["language"], r["system"], r["minutes"], r["seed"]) == (language, system, minutes, seed) for r in rows())
 
 
-def run(language: str, system: str, minutes: float, seed: int) -> dict[str, Any]:
+def run(language: str, system: str, minutes: float, seed: int) -> dict[str, Any] | None:
+    """The point, kept; None where the run failed, as a budget that is too short does."""
     train, held_out = corpus(language, 1)
     with tempfile.TemporaryDirectory() as folder:
         sets = [f"data.source={train}", f"data.validation={held_out}", "data.cache=cache", "run.folder=out", f"run.seed={seed}"]
@@ -88,15 +89,16 @@ def run(language: str, system: str, minutes: float, seed: int) -> dict[str, Any]
         done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
         wall = time.perf_counter() - start
         if done.returncode:
-            raise SystemExit(f"{system}, {minutes} minutes: ended with {done.returncode}\n{done.stdout[-2000:]}")
+            print(f"{system}, {minutes} minutes: ended with {done.returncode}\n{done.stdout[-2000:]}", file=sys.stderr)
+            return None
         records = [json.loads(line) for line in Path(folder, "out", "metrics.jsonl").read_text().splitlines()]
         said = [line for line in done.stdout.splitlines() if line.split("  ")[0] in ("machine", "text", "model", "batch")]
     last, steps = records[-1], [r for r in records if "loss" in r]
     row = {
         "language": language, "system": system, "minutes": minutes, "seed": seed, "wall_seconds": round(wall, 2),
         "bits_per_byte": last["validation_bits_per_byte"], "interval": last["validation_bits_per_byte_interval"],
-        "steps": last["step"], "tokens": last["tokens"], "train_loss": steps[-1]["loss"], "loss": last["validation_loss"],
-        "memory_bytes": max(r["memory_bytes"] for r in steps), "said": said, **machine(), "load_before": before,
+        "steps": last["step"], "tokens": last["tokens"], "train_loss": steps[-1]["loss"] if steps else None, "loss": last["validation_loss"],
+        "memory_bytes": max((r["memory_bytes"] for r in steps), default=None), "said": said, **machine(), "load_before": before,
     }  # fmt: skip
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a", encoding="utf-8") as file:
