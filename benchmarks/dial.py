@@ -97,7 +97,8 @@ def run(language: str, system: str, minutes: float, seed: int) -> dict[str, Any]
     row = {
         "language": language, "system": system, "minutes": minutes, "seed": seed, "wall_seconds": round(wall, 2),
         "bits_per_byte": last["validation_bits_per_byte"], "interval": last["validation_bits_per_byte_interval"],
-        "steps": last["step"], "tokens": last["tokens"], "train_loss": steps[-1]["loss"] if steps else None, "loss": last["validation_loss"],
+        "steps": last["step"], "tokens": last["tokens"], "loss": last["validation_loss"],
+        "train_loss": steps[-1]["loss"] if steps else None,
         "memory_bytes": max((r["memory_bytes"] for r in steps), default=None), "said": said, **machine(), "load_before": before,
     }  # fmt: skip
     RESULTS.parent.mkdir(exist_ok=True)
