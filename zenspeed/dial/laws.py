@@ -39,7 +39,7 @@ class Law(NamedTuple):
         return self.floor + self.by_weights * weights + self.by_bytes * text
 
 
-LAW = Law(floor=0.611, by_weights=0.111, weights_power=0.2, by_bytes=0.435, bytes_power=0.289, repeats=1.5)
+LAW = Law(floor=0.601, by_weights=0.106, weights_power=0.2, by_bytes=0.449, bytes_power=0.282, repeats=1.0)
 FITTED_WEIGHTS = (2e5, 7e6)
 """Where the law holds or nearly: runs of 0.8 to 3.1 million weights."""
 FITTED_BYTES = (4e5, 2e7)
