@@ -119,6 +119,29 @@ def test_the_commands_of_the_page(reviews: Path, in_process: None) -> None:
     assert (reviews / "tuned" / "tune.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
+def test_ctrl_c_prints_the_best_so_far(reviews: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the third trial; the same command then goes on."""
+    small = [part for key in SMALL for part in ("--set", key)]
+    words = ["tune", "recipe.yaml", *small, "--search", "optim.lr=1e-3..1e-2", "--trials", "3", "--only", "search", "-j", "1"]
+    begin, begun = Here.__init__, []
+
+    def interrupted(self: Here, recipe: Recipe, folder: Path, place: trial.Place) -> None:
+        begun.append(folder)
+        if len(begun) == 4:  # after the probe and two trials
+            raise KeyboardInterrupt
+        begin(self, recipe, folder, place)
+
+    monkeypatch.setattr(Here, "__init__", interrupted)
+    said = run(*words, "--folder", "out")
+    assert "stopped; the best so far:" in said
+    assert "search: loss" in said
+    assert "the same command goes on" in said
+    assert "# search: loss" in (reviews / "out" / "tuned.yaml").read_text(encoding="utf-8")
+    monkeypatch.setattr(Here, "__init__", begin)
+    assert "stopped" not in run(*words, "--folder", "out")
+    assert len(json.loads((reviews / "out" / "tune.json").read_text())["trials"]) == 3
+
+
 def test_a_metric_that_is_not_there(reviews: Path, in_process: None) -> None:
     small = [part for key in SMALL for part in ("--set", key)]
     with pytest.raises(InputError, match=r"--metric acuracy: .*nearest first: accuracy,"):

@@ -150,8 +150,13 @@ def search(study: Any, plan: Plan, make: Make, folder: Path, say: Callable[[str]
     finally:
         for trial, process, _ in running.values():
             process.stop()
-            study.tell(trial, state=_state("FAIL"))
-            study.enqueue_trial(trial.params)
+            _put_back(study, trial)
+
+
+def _put_back(study: Any, trial: Any) -> None:
+    """A trial that did not come to its end through no fault of its own is begun again later."""
+    study.tell(trial, state=_state("FAIL"))
+    study.enqueue_trial(trial.params)
 
 
 def _more(study: Any, plan: Plan, took: Sequence[float]) -> bool:
@@ -181,7 +186,11 @@ def _begin(
     except InputError as error:  # values that are right by themselves, and not together
         _end(study, trial, Outcome({}, 0.0, str(error)), plan, say)
         return
-    running[trial.number] = (trial, Running(recipe, place, plan.place), 0)
+    try:
+        running[trial.number] = (trial, Running(recipe, place, plan.place), 0)
+    except BaseException:  # Ctrl-C between the two as well
+        _put_back(study, trial)
+        raise
 
 
 def _suggest(trial: Any, d: Dimension) -> Any:
