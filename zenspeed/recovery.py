@@ -25,6 +25,7 @@ from zenspeed.parallel.mesh import World
 from zenspeed.parallel.replicas import compare
 from zenspeed.recipe import Recipe
 from zenspeed.runlog import RunLog, note
+from zenspeed.runstore import RunStore
 from zenspeed.tasks.base import Task
 
 MAX_SKIPPED = 20  # updates in a row that were not made, after which a run is stopped
@@ -167,6 +168,8 @@ class Recovery:
         dist.barrier()
         if self.here.rank == 0:
             set_aside_after(self.folder / "checkpoints", checkpoint.step)
+            if self.recipe.run.storage:
+                RunStore(self.recipe.run.storage).forget_after(checkpoint.step)
         self.log.rewind(checkpoint.step)
         self.skipped = 0
         return checkpoint

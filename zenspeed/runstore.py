@@ -93,6 +93,12 @@ class RunStore:
             if name.partition(".")[0] == checkpoint:
                 self.store.remove(f"checkpoints/{name}")
 
+    def forget_after(self, step: int) -> None:
+        """Takes away checkpoints of later steps: the run went back and goes on another way."""
+        for name in self.checkpoints():
+            if int(name.removeprefix("step-")) > step:
+                self.forget(name)
+
     def clean(self) -> None:
         """Takes away what attempts left that were killed."""
         for name, files in self._folders().items():

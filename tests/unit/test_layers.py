@@ -40,7 +40,7 @@ ALLOWED = {
     "health": "",
     "rescue": "checkpoint",
     "guard": "recipe",
-    "recovery": "guard checkpoint engine parallel data tasks recipe runlog display config errors",
+    "recovery": "runstore guard checkpoint engine parallel data tasks recipe runlog display config errors",
     "info": "machine",
     "serve": "retrieve tasks generate run models text recipe data ops config errors",
     "compiling": "engine recipe",

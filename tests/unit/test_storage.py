@@ -79,7 +79,7 @@ def test_a_run_goes_on_on_another_machine(bucket: str, tmp_path: Path, monkeypat
     zenspeed.train(recipe(bucket, "train.steps=6"))
     store = RunStore(f"{bucket}/run")
     assert list(store.checkpoints()) == ["step-00000004", "step-00000006"], "as many as in the folder"
-    store.forget("step-00000006")
+    store.forget_after(5)
     store.store.put(tmp_path / "text.txt", "checkpoints/step-00000008.killed/rank-00000.json")  # no manifest: not complete
     with pytest.raises(InputError, match="holds a run already; go on with it: zenspeed resume s3://"):
         at(tmp_path / "other", monkeypatch)
