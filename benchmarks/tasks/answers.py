@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 from classify import read, resamples
-from fetch import CACHE, MACHINE, RESULTS, ROOT, SETS
+from fetch import CACHE, MACHINE, RESULTS, ROOT, SETS, finish
 
 from zenspeed.config import load
 from zenspeed.evaluate.answers import answer_scores
@@ -78,8 +78,6 @@ def scores(task: str, system: str, seed: int) -> Scores:
 
 def trained(task: str, recipe: str, seed: int) -> Path:
     """The folder of a run, trained if it is not there."""
-    from zenspeed.training import train
-
     folder = CACHE / "tasks" / task / "runs" / f"zenspeed-{seed}"
     if not (folder / "report.md").exists():
         source = f"data.source={next((CACHE / 'tasks' / task).glob('train.*'))}"
@@ -91,7 +89,7 @@ def trained(task: str, recipe: str, seed: int) -> Path:
             "data.test=null",
             source,
         ]
-        train(load(Recipe, ROOT / "recipes" / f"{recipe}.yaml", sets))
+        finish(load(Recipe, ROOT / "recipes" / f"{recipe}.yaml", sets))
     return folder
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from fetch import CACHE, MACHINE, RESULTS, ROOT, SETS
+from fetch import CACHE, MACHINE, RESULTS, ROOT, SETS, finish
 
 from zenspeed.config import load
 from zenspeed.recipe import Recipe
@@ -121,14 +121,13 @@ def answers(name: str, case: Case, system: str, seed: int) -> list[str]:
 
 def zenspeed(name: str, case: Case, seed: int, scratch: bool = False) -> list[str]:
     from zenspeed.run import open_run
-    from zenspeed.training import train
 
     runs = CACHE / "tasks" / name / "runs"
     more: list[str] = []
     if case.pretrain:
         pretrained = runs / case.pretrain
         if not (pretrained / "report.md").exists():
-            train(load(Recipe, ROOT / "recipes" / f"{case.pretrain}.yaml", [f"run.folder={pretrained}"]))
+            finish(load(Recipe, ROOT / "recipes" / f"{case.pretrain}.yaml", [f"run.folder={pretrained}"]))
         more = [f"model.from_run={pretrained}"]
     folder = runs / f"{marked('scratch' if scratch else 'zenspeed', case)}-{seed}"
     if case.rows:  # few rows are gone through more often, for at least sixty updates
@@ -137,7 +136,7 @@ def zenspeed(name: str, case: Case, seed: int, scratch: bool = False) -> list[st
     recipe = load(Recipe, ROOT / "recipes" / f"{name}.yaml", sets)
     if scratch:
         recipe = without_weights(recipe, open_run(pretrained).recipe)
-    train(recipe)
+    finish(recipe)
     lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["prediction"] for line in lines]
 

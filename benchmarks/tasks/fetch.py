@@ -23,11 +23,20 @@ from pathlib import Path
 from typing import Any
 
 from zenspeed.data.duplicates import normalised
+from zenspeed.recipe import Recipe
 
 CACHE = Path("~/.cache/zenspeed").expanduser()
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "tasks.jsonl"
 MACHINE = "2 cores of an AMD EPYC (Zen 5), 24 GiB, no GPU, 2026-11-25"
+
+
+def finish(recipe: Recipe) -> None:
+    """Trains; a run that was stopped before its end gives no figure."""
+    from zenspeed.training import train
+
+    if train(recipe).interrupted:
+        sys.exit(130)
 
 
 # Packages --------------------------------------------------------------------------------------------------------------

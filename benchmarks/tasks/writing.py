@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from fetch import CACHE, MACHINE, RESULTS, ROOT
+from fetch import CACHE, MACHINE, RESULTS, ROOT, finish
 from kneser_ney import KneserNey
 from texts import SETS
 
@@ -60,15 +60,13 @@ def main() -> None:
 
 def run(name: str, recipe: str, seed: int, options: Options, *more: str) -> Path:
     """The folder of a finished run of a recipe with `seed`, trained if it is not there."""
-    from zenspeed.training import train
-
     folder = CACHE / "tasks" / name / "runs" / f"{recipe}-{seed}"
     if not (folder / "report.md").exists():
         sets = [
             f"run.folder={folder}", f"run.seed={seed}", "evaluate.every=0", "train.epochs=null",
             f"train.minutes={options.minutes}", *more, *options.sets,
         ]  # fmt: skip
-        train(load(Recipe, ROOT / "recipes" / f"{recipe}.yaml", sets))
+        finish(load(Recipe, ROOT / "recipes" / f"{recipe}.yaml", sets))
     return folder
 
 
