@@ -147,7 +147,7 @@ def try_layouts(
 
 
 def choice_of(tried: Sequence[Tried]) -> Tried:
-    """The fastest, if it pays; of those nearly as fast the one with the larger micro-batch, which costs no memory here."""
+    """The fastest, if it is faster than the recipe's own by what pays."""
     own, others = tried[0], tried[1:]
     best = max(others, key=lambda t: t.speed, default=own)
     return best if best.speed > PAYS * own.speed else own
