@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,9 +29,10 @@ from zenspeed.engine import Engine
 from zenspeed.evaluate.interval import Figure
 from zenspeed.evaluate.report import write_report as write_markdown
 from zenspeed.health import FOLDER, Pulse
-from zenspeed.machine import keep_memory, measure_matmul, process_age_seconds, resident_bytes, usable_cores
+from zenspeed.machine import keep_memory, measure_matmul, resident_bytes, usable_cores
 from zenspeed.memory import MemoryLimit, OutOfMemory, is_out_of_memory
 from zenspeed.optim import lr_factor, plan_optimizers
+from zenspeed.pace import Clock, Due, Interrupt, Smooth
 from zenspeed.parallel.mesh import World, build_mesh, world
 from zenspeed.parallel.share import share_of
 from zenspeed.parallel.zero import ZeroOptions
@@ -46,8 +45,6 @@ from zenspeed.runstore import RunStore
 from zenspeed.tasks.base import Place, Task
 from zenspeed.tasks.models import adopt_pretrained, load_report
 from zenspeed.tasks.open import open_task
-
-WRAP_UP_SECONDS = 2.0  # checkpoint, curve, report and samples at the end of a run with a time limit
 
 
 class Result(NamedTuple):
@@ -281,7 +278,7 @@ def _loop(run: Run, interrupt: Interrupt) -> Result:
     tokens_per_update = recipe.train.batch_size * task.tokens_per_sample
     clock = Clock(recipe, counters, task.evaluation_tokens / tokens_per_update)
     due = Due(recipe, counters, clock)
-    losses, every, size = _Smooth(), recipe.guard.check_replicas, recipe.train.micro_batch_size or 1
+    losses, every, size = Smooth(), recipe.guard.check_replicas, recipe.train.micro_batch_size or 1
     flops = task.flops_per_token(run.model)
 
     while True:
@@ -483,139 +480,3 @@ def _facts(run: Run, clock: Clock) -> dict[str, str]:
         "processes": f"{run.world.size} × {torch.get_num_threads()} threads on {run.world.device.type}",
         "seed": str(recipe.run.seed),
     }
-
-
-# Time -----------------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """How far a run is, by steps or by wall time from the start of its process, over all processes of the run."""
-
-    def __init__(self, recipe: Recipe, counters: Counters, evaluation_updates: float) -> None:
-        self.recipe, self.counters = recipe, counters
-        self.offset = counters.elapsed + process_age_seconds() - time.perf_counter()
-        if counters.started is None:
-            counters.started = self.elapsed()
-        self.step_seconds = 0.0
-        self.steps, self.steps_seconds = 0, 0.0  # all but the first two, which are slow
-        self.evaluation_seconds: float | None = None  # of the last one; before there was one it is estimated
-        self.evaluation_updates = evaluation_updates  # of as many tokens as an evaluation
-
-    def elapsed(self) -> float:
-        return time.perf_counter() + self.offset
-
-    def step_took(self, seconds: float) -> None:
-        self.steps += 1
-        self.steps_seconds += seconds if self.steps > 2 else 0.0
-        # Downwards at once: the first updates of a process are slow and say little about the others.
-        slower = self.step_seconds and seconds > self.step_seconds
-        self.step_seconds = 0.9 * self.step_seconds + 0.1 * seconds if slower else seconds
-
-    def evaluation_took(self, seconds: float) -> None:
-        self.evaluation_seconds = seconds
-
-    def expected_evaluation(self) -> float:
-        """Seconds an evaluation takes: as the last one, else by its tokens, a forward being a third of an update."""
-        if self.evaluation_seconds is not None:
-            return self.evaluation_seconds
-        mean = self.steps_seconds / (self.steps - 2) if self.steps > 2 else self.step_seconds
-        return max(mean, self.step_seconds) * self.evaluation_updates / 3
-
-    def progress(self) -> float:
-        """0 … 1. With a time limit, 1 is when the last evaluation and what is written at the end still fit, and no update."""
-        train = self.recipe.train
-        if train.steps is not None:
-            return min(1.0, self.counters.step / train.steps)
-        assert train.minutes is not None and self.counters.started is not None
-        end = 60 * train.minutes - WRAP_UP_SECONDS - 1.1 * self.expected_evaluation() - 0.5 * self.step_seconds
-        return min(1.0, (self.elapsed() - self.counters.started) / max(1e-9, end - self.counters.started))
-
-    def seconds_left(self) -> float:
-        train = self.recipe.train
-        if train.minutes is not None:
-            return max(0.0, 60 * train.minutes - self.elapsed())
-        assert train.steps is not None
-        return (train.steps - self.counters.step) * self.step_seconds
-
-
-class Due:
-    """When the next checkpoint and evaluation are due: every so many steps if the recipe says so, else by time and progress."""
-
-    def __init__(self, recipe: Recipe, counters: Counters, clock: Clock) -> None:
-        self.recipe, self.counters, self.clock = recipe, counters, clock
-        self._saved_step = self._evaluated_step = counters.step
-        self._saved_at = clock.elapsed()
-        self._next_evaluation = clock.progress() + 0.1
-
-    def save(self) -> bool:
-        every = self.recipe.checkpoint.every
-        if self.counters.step == self._saved_step:
-            return False
-        return (
-            self.clock.elapsed() - self._saved_at > 60
-            if every is None
-            else _passed(every, self._saved_step, self.counters.step)
-        )
-
-    def saved(self) -> None:
-        self._saved_step, self._saved_at = self.counters.step, self.clock.elapsed()
-
-    def went_back(self) -> None:
-        """The run is as of an earlier step: what was due at later ones is due again."""
-        self._saved_step = self._evaluated_step = self.counters.step
-
-    def evaluate(self) -> bool:
-        every = self.recipe.evaluate.every
-        if self.counters.step == self._evaluated_step or every == 0:
-            return False
-        return (
-            self.clock.progress() >= self._next_evaluation
-            if every is None
-            else _passed(every, self._evaluated_step, self.counters.step)
-        )
-
-    def evaluated(self) -> None:
-        self._evaluated_step = self.counters.step
-        # At most a tenth of the time goes into evaluation.
-        left = self.clock.seconds_left() / max(1e-9, 1.0 - self.clock.progress())
-        self._next_evaluation = self.clock.progress() + max(0.1, 10 * self.clock.expected_evaluation() / max(1e-9, left))
-
-
-def _passed(every: int, before: int, now: int) -> bool:
-    """Whether a multiple of `every` lies after `before` and not after `now`."""
-    return now // every > before // every
-
-
-class _Smooth:
-    """An exponential mean, unbiased from the first value on."""
-
-    def __init__(self, keep: float = 0.9) -> None:
-        self.keep, self.value, self.weight = keep, 0.0, 0.0
-
-    def add(self, value: float) -> float:
-        self.value = self.keep * self.value + (1 - self.keep) * value
-        self.weight = self.keep * self.weight + (1 - self.keep)
-        return self.value / self.weight
-
-
-class Interrupt:
-    """Ctrl-C or SIGTERM once: `asked` becomes true and the loop ends in order. Twice: KeyboardInterrupt at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        else:
-            self._before = {}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True

@@ -41,14 +41,15 @@ ALLOWED = {
     "rescue": "checkpoint",
     "guard": "recipe",
     "recovery": "runstore guard checkpoint engine parallel data tasks recipe runlog display config errors",
+    "pace": "recovery machine recipe",
     "info": "machine",
     "serve": "retrieve tasks generate run models text recipe data ops config errors",
     "compiling": "engine recipe",
     "resolve": "config errors machine parallel recipe",
     "report": "evaluate runlog config errors",
-    "training": "rescue recovery health compiling runstore memory report resolve engine tasks data checkpoint evaluate optim"
-    " parallel recipe runlog display machine config errors",
-    "server": "training engine checkpoint data display machine optim parallel recipe runlog config errors",
+    "training": "pace rescue recovery health compiling runstore memory report resolve engine tasks data checkpoint evaluate"
+    " optim parallel recipe runlog display machine config errors",
+    "server": "training pace engine checkpoint data display machine optim parallel recipe runlog config errors",
     "harness": "generate tasks text errors",
     "crossval": "tasks evaluate data recipe machine config errors",
     "dial": "plan resolve engine parallel optim data models machine recipe config errors",

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from zenspeed.config import validate
 from zenspeed.display import Display
+from zenspeed.pace import Interrupt
 from zenspeed.recipe import Recipe
 from zenspeed.server.client import Servers, read_key
-from zenspeed.training import Interrupt, Result, Run
+from zenspeed.training import Result, Run
 from zenspeed.training import train as train_in_parallel
 
 

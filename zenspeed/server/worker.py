@@ -18,6 +18,7 @@ from zenspeed.display import Display
 from zenspeed.engine import Engine, Shard
 from zenspeed.machine import resident_bytes
 from zenspeed.optim import lr_factor
+from zenspeed.pace import Clock, Due, Interrupt
 from zenspeed.parallel.share import share_of
 from zenspeed.runlog import RunLog, read_metrics
 from zenspeed.server.client import Servers
@@ -25,7 +26,7 @@ from zenspeed.server.compress import Feedback
 from zenspeed.server.keys import divide, gather, keys_of, scatter
 from zenspeed.server.messages import Spec, Start
 from zenspeed.server.wire import Kind, as_bytes
-from zenspeed.training import Clock, Due, Interrupt, Result, Run, evaluate, finish, save
+from zenspeed.training import Result, Run, evaluate, finish, save
 
 
 def spec_of(run: Run) -> Spec:
