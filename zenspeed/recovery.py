@@ -73,9 +73,10 @@ class Recovery:
         counters: Counters,
         log: RunLog,
         say: Display,
+        finish_saving: Callable[[], None],
     ) -> None:
         self.recipe, self.folder, self.here, self.engine, self.task = recipe, folder, here, engine, task
-        self.counters, self.log, self.display = counters, log, say
+        self.counters, self.log, self.display, self.finish_saving = counters, log, say, finish_saving
         self.guard = Guard(recipe.guard, recipe.train.clip)
         self.skipped = 0
         """Updates in a row that were not made. No checkpoint is written meanwhile: it might be of spoilt weights."""
@@ -151,7 +152,9 @@ class Recovery:
 
     def _go_back(self, before: int) -> Checkpoint | None:
         """Loads the newest whole checkpoint of a step before `before`, on all ranks; None where there is none."""
-        dist.barrier()  # no rank still writes
+        # Which checkpoint is the newest must not depend on how fast it is written, nor may a later one appear afterwards.
+        self.finish_saving()
+        dist.barrier()
         choice: list[Any] = [None]
         if self.here.rank == 0:
             path, wrong = newest_whole(

@@ -188,10 +188,6 @@ def _set_up(
     log = RunLog(
         folder, enabled=here.rank == 0, tensorboard=recipe.log.tensorboard, resumed_step=checkpoint.step if checkpoint else None
     )
-    recovery = Recovery(recipe, folder, here, engine, task, counters, log, display)
-    if checkpoint:
-        restore(checkpoint, engine, counters, task, here)
-        recovery.guard.load_state_dict(checkpoint.state.get("guard", {}))
     checkpointer = parts.checkpointer(
         folder / "checkpoints",
         recipe.checkpoint.keep,
@@ -199,6 +195,15 @@ def _set_up(
         store=store,
         second=next(iter(second_place(recipe.checkpoint.copy_to, folder)), None),
     )
+
+    def finish_saving() -> None:
+        pulse.beat("save", counters.step)
+        checkpointer.wait()
+
+    recovery = Recovery(recipe, folder, here, engine, task, counters, log, display, finish_saving)
+    if checkpoint:
+        restore(checkpoint, engine, counters, task, here)
+        recovery.guard.load_state_dict(checkpoint.state.get("guard", {}))
     if here.rank == 0:
         if checkpoint:
             set_aside_after(folder / "checkpoints", checkpoint.step)

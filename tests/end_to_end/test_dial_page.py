@@ -27,7 +27,7 @@ def folder(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.chdir(tmp_path)
     rate = Rate(token=1e-5, flop=2e-11, weight=1e-9, muon=2e-11)
     monkeypatch.setattr("zenspeed.dial.choose.measure", lambda *_: rate)
-    for module in ("zenspeed.dial.choose", "zenspeed.training"):
+    for module in ("zenspeed.dial.choose", "zenspeed.pace"):
         monkeypatch.setattr(f"{module}.process_age_seconds", lambda: 6.0)
     return tmp_path
 

@@ -69,7 +69,8 @@ def parts_of(fault: Fault | None, rank: int, first_attempt: bool) -> Parts:
     inside = fault.kind in DATA or first_attempt
     if not inside:
         return Parts()
-    checkpointer = SlowCheckpointer if fault.kind == "slow disk" else Checkpointer
+    # A roll back must wait for the checkpoint under way, however slowly it is written.
+    checkpointer = SlowCheckpointer if fault.kind in ("slow disk", "nan batches") else Checkpointer
     return Parts(lambda recipe, say: BrokenTask(recipe, say, fault), checkpointer)
 
 
