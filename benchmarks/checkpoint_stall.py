@@ -21,9 +21,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sets = [f"run.folder={folder}/run", "train.steps=101", "checkpoint.every=20", "evaluate.every=0", *sys.argv[1:]]
         recipe = load(zenspeed.Recipe, Path("recipes/demo.yaml"), sets)
-        records = [r for r in read_metrics(zenspeed.train(recipe).folder) if "loss" in r]
+        records = read_metrics(zenspeed.train(recipe).folder)
     stalls = [r["checkpoint_stall_seconds"] for r in records if "checkpoint_stall_seconds" in r]
-    times = [b["elapsed_seconds"] - a["elapsed_seconds"] for a, b in itertools.pairwise(records)]
+    times = [b["elapsed_seconds"] - a["elapsed_seconds"] for a, b in itertools.pairwise(r for r in records if "loss" in r)]
     share = sum(stalls) / (sum(times) + sum(stalls))
     print(
         f"{len(stalls)} checkpoints: {1e3 * statistics.median(stalls):.1f} ms each (most {1e3 * max(stalls):.1f}), "
