@@ -52,7 +52,7 @@ ALLOWED = {
     "server": "training pace engine checkpoint data display machine optim parallel recipe runlog config errors",
     "harness": "generate tasks text errors",
     "crossval": "tasks evaluate data recipe machine config errors",
-    "dial": "plan resolve engine parallel optim data models machine recipe config errors",
+    "dial": "pace plan resolve engine parallel optim data models machine recipe config errors",
     "plan": "engine parallel optim machine models recipe config errors",
     "tune": "crossval plan report runlog resolve tasks engine optim parallel machine recipe config errors",
     "export": "tasks data evaluate models ops recipe run runlog text config errors",

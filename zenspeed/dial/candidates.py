@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 from zenspeed.config import validate
 from zenspeed.dial.laws import LAW, batch_tokens, dropout
 from zenspeed.dial.rate import Rate
+from zenspeed.pace import WRAP_UP_SECONDS
 from zenspeed.plan.work import Shape
 from zenspeed.recipe import Recipe
 
-WRAP_UP_SECONDS = 2.0
-"""As the training loop keeps for checkpoint, report and samples."""
 LEAST_UPDATES = 20
 """Fewer leave a model at its start."""
 SHAPES = ((3, 64), (4, 96), (4, 128), (4, 192), (5, 256), (6, 320), (6, 384), (8, 512), (10, 640), (12, 768), (16, 1024))

@@ -19,12 +19,13 @@ import torch.distributed as dist
 
 from zenspeed.config import validate
 from zenspeed.data.prepare import Prepared, prepare
-from zenspeed.dial.candidates import LEAST_UPDATES, SHAPES, WRAP_UP_SECONDS, Candidate, Text, candidates, set_free, shaped
+from zenspeed.dial.candidates import LEAST_UPDATES, SHAPES, Candidate, Text, candidates, set_free, shaped
 from zenspeed.dial.ends import DEFAULT_SECONDS, Ends, spell_seconds
 from zenspeed.dial.laws import FITTED_BYTES, FITTED_WEIGHTS, byte_entropy
 from zenspeed.dial.rate import Rate, measure
 from zenspeed.errors import InputError
 from zenspeed.machine import process_age_seconds, resident_bytes
+from zenspeed.pace import WRAP_UP_SECONDS
 from zenspeed.parallel.mesh import World
 from zenspeed.recipe import Recipe
 from zenspeed.resolve import resolve

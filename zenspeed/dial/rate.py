@@ -16,11 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zenspeed.data.batch import Batch, batch_of_windows
-from zenspeed.engine import Engine
-from zenspeed.models.build import build_model
-from zenspeed.optim import plan_optimizers
-from zenspeed.parallel.mesh import World, build_mesh
-from zenspeed.parallel.zero import ZeroOptions
+from zenspeed.parallel.mesh import World
+from zenspeed.plan.measure import untrained
 from zenspeed.plan.work import Shape
 from zenspeed.recipe import Recipe
 
@@ -101,17 +98,7 @@ def _two_parts(a: tuple[float, float, float], b: tuple[float, float, float]) -> 
 
 def _probe(recipe: Recipe, vocab_size: int, here: World, seconds: float) -> Probe:
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    model = build_model(recipe.model, vocab_size, "language", 0).to(here.device)
-    model.init_weights(0)  # type: ignore[operator]
-    engine = Engine(
-        model,
-        plan_optimizers(model, recipe.optim, dtype),
-        build_mesh(here, recipe.parallel.shard_ranks),
-        ZeroOptions(stage=recipe.parallel.zero),
-        compute_dtype=dtype,
-        clip=recipe.train.clip,
-        lanes=recipe.train.lanes or 1,
-    )
+    _, engine = untrained(recipe, vocab_size, dtype, here, recipe.train.lanes or 1)
     share, micro = recipe.train.batch_size // here.size, recipe.train.micro_batch_size or 1
     tokens = torch.randint(vocab_size, (share, recipe.model.context + 1)).numpy()
     batches = [batch_of_windows(tokens[i : i + micro], -1, True) for i in range(0, share, micro)]

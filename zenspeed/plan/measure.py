@@ -16,13 +16,14 @@ import time
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from zenspeed.config import InputError
 from zenspeed.engine import Engine
 from zenspeed.machine import keep_memory, resident_bytes
 from zenspeed.models.build import build_model
 from zenspeed.optim import plan_optimizers
-from zenspeed.parallel.mesh import build_mesh, world
+from zenspeed.parallel.mesh import World, build_mesh, world
 from zenspeed.parallel.zero import ZeroOptions
 from zenspeed.recipe import Recipe
 
@@ -88,6 +89,15 @@ def _run(recipe: Recipe, vocab_size: int, precision: str, ranks: int, threads: i
     return _One(*(max(values) for values in zip(*found, strict=True)))
 
 
+def untrained(recipe: Recipe, vocab_size: int, dtype: torch.dtype, here: World, lanes: int = 1) -> tuple[nn.Module, Engine]:
+    """A recipe's model with random weights and its engine, to be measured."""
+    model = build_model(recipe.model, vocab_size, "language", 0).to(here.device)
+    model.init_weights(0)  # type: ignore[operator]
+    plans, mesh = plan_optimizers(model, recipe.optim, dtype), build_mesh(here, recipe.parallel.shard_ranks)
+    options = ZeroOptions(stage=recipe.parallel.zero)
+    return model, Engine(model, plans, mesh, options, compute_dtype=dtype, clip=recipe.train.clip, lanes=lanes)
+
+
 def _rank(
     rank: int, ranks: int, port: int, threads: int, recipe: Recipe, vocab_size: int, precision: str, layers: int, results: Any
 ) -> None:
@@ -101,16 +111,8 @@ def _rank(
     tokens = torch.randint(0, vocab_size, (micro, recipe.model.context + 1))
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     with world() as here:
-        model = build_model(recipe.model.model_copy(update={"layers": layers}), vocab_size, "language", 0).to(here.device)
-        model.init_weights(0)  # type: ignore[operator]
-        engine = Engine(
-            model,
-            plan_optimizers(model, recipe.optim, dtype),
-            build_mesh(here, recipe.parallel.shard_ranks),
-            ZeroOptions(stage=recipe.parallel.zero),
-            compute_dtype=dtype,
-            clip=recipe.train.clip,
-        )
+        shape = recipe.model.model_copy(update={"layers": layers})
+        model, engine = untrained(recipe.model_copy(update={"model": shape}), vocab_size, dtype, here)
         inputs, targets = inputs.to(here.device), targets.to(here.device)
         passes, updates = [], []
         for step in range(UPDATES + 2):

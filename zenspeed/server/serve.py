@@ -360,13 +360,18 @@ class Server:
         spec = self._started()[0].spec
         return min(1.0, clock * spec.steps_per_clock / spec.steps) if spec.steps is not None else self.progress
 
+    async def _reached(self, version: int, what: str) -> Store:
+        """The weights once they have had `version` updates."""
+        store, _ = self._started()
+        if version > store.version + store.window:
+            raise Refused(f"{what}: version {version} is far from {store.version}")
+        async with self._changed:
+            await self._changed.wait_for(lambda: store.version >= version)
+        return store
+
     async def _on_pull(self, stream: Stream, worker: _Worker, frame: Frame) -> tuple[dict[str, Any], Tensor]:
         pull = check(Pull, frame.head)
-        store, _ = self._started()
-        if pull.least > store.version + store.window:
-            raise Refused(f"pull: version {pull.least} is far from {store.version}")
-        async with self._changed:
-            await self._changed.wait_for(lambda: store.version >= pull.least)
+        store = await self._reached(pull.least, "pull")
         fragments = store.changed_since(pull.have)
         return {"version": store.version, "fragments": fragments}, as_bytes(store.weights(fragments))
 
@@ -388,11 +393,7 @@ class Server:
 
     async def _on_state(self, stream: Stream, worker: _Worker, frame: Frame) -> tuple[dict[str, Any], Tensor]:
         state = check(State, frame.head)
-        store, _ = self._started()
-        if state.version > store.version + store.window:
-            raise Refused(f"state: version {state.version} is far from {store.version}")
-        async with self._changed:
-            await self._changed.wait_for(lambda: store.version >= state.version)
+        store = await self._reached(state.version, "state")
         shards = list(store.shards())
         entries = [[s.name, s.kind, list(s.shape), s.start, s.stop] for s in shards]
         body = torch.cat([s.tensor.detach().reshape(-1).float() for s in shards])
