@@ -25,7 +25,7 @@ from zenspeed.compat.utils import mark_leaf_modules
 from zenspeed.config import InputError
 from zenspeed.machine import keep_memory
 from zenspeed.optim import OptimizerPlan
-from zenspeed.parallel.mesh import start_world
+from zenspeed.parallel.mesh import meet, start_world
 
 
 @dataclass
@@ -191,6 +191,7 @@ def init_distributed(
         backend = dist_backend or ("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         port = f"tcp://127.0.0.1:{distributed_port}"
         dist.init_process_group(backend, init_method=init_method or port, rank=rank, world_size=world_size, timeout=timeout)
+        meet()
         return
     start_world(timeout.total_seconds() if timeout else 1800.0)
 

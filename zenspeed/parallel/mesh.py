@@ -47,9 +47,20 @@ def start_world(timeout_seconds: float = 1800.0) -> World:
         timeout = timedelta(seconds=timeout_seconds)
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
+            meet()
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def meet() -> None:
+    """Returns when all ranks of the group have connected to each other.
+
+    A rank of gloo is through with connecting as soon as its own side is, and one that then ends at once takes the connections
+    away that others are still making (`connectFullMesh failed … Connection closed by peer`).
+    """
+    if "gloo" in str(dist.get_backend_config()):
+        dist.all_reduce(torch.zeros(1))
 
 
 @contextmanager
