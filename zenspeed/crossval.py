@@ -99,7 +99,7 @@ def _read(recipe: Recipe) -> Rows:
     columns = [data.text_column] if language else [*text_columns(recipe), *answer_columns(recipe)]
     options = RowOptions(
         columns=tuple(columns), on_bad_row=data.on_bad_row, encoding=data.encoding, line_column=_text(recipe),
-        split=data.split, endpoint=data.endpoint,
+        split=data.split, endpoint=data.endpoint, fetch=data.fetch,
     )  # fmt: skip
     return list(read_rows(data.source, options))
 

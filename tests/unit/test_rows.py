@@ -5,13 +5,11 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
-import http.server
 import json
 import lzma
 import os
-import threading
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -260,65 +258,3 @@ def test_a_folder_of_a_hundred_thousand_files(tmp_path: Path) -> None:
     assert report.files == 100_000
     if before:
         assert len(list(open_files.iterdir())) == before
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """What a mirror of the hub answers for one dataset."""
-
-    files: ClassVar[dict[str, bytes]] = {
-        "README.md": b"---\n---\n",
-        "data/train-00000-of-00002.csv": b"text,label\none,a\ntwo,b\n",
-        "data/train-00001-of-00002.csv": b"text,label\nthree,a\n",
-        "data/test.csv": b"text,label\nfour,b\n",
-    }
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        path = self.path.partition("?")[0]
-        if path.startswith("/api/datasets/some/reviews"):
-            siblings = [{"rfilename": name} for name in self.files]
-            tree = [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in self.files.items()]
-            content = json.dumps(tree if "/tree/" in path else {"id": "some/reviews", "sha": "0" * 40, "siblings": siblings})
-            return self.send(content.encode(), "application/json", body)
-        name = path.removeprefix("/datasets/some/reviews/resolve/main/")
-        return self.send(self.files[name], "text/csv", body) if name in self.files else self.send_error(404)
-
-    def send(self, content: bytes, kind: str, body: bool) -> None:
-        self.send_response(200)
-        headers = {
-            "Content-Type": kind,
-            "Content-Length": len(content),
-            "ETag": f'"{hash(content)}"',
-            "X-Repo-Commit": "0" * 40,
-        }
-        for name, value in headers.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def test_a_dataset_of_the_hub_comes_from_a_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        mirror = f"http://127.0.0.1:{server.server_port}"
-        rows = list(read_rows("hf:some/reviews", RowOptions(endpoint=mirror)))
-        tests = list(read_rows("hf:some/reviews", RowOptions(endpoint=mirror, split="test")))
-        with pytest.raises(InputError, match=r"name the splits test, train; set data.split"):
-            list(read_rows("hf:some/reviews", RowOptions(endpoint=mirror, split="validation")))
-        with pytest.raises(InputError, match=r"hf:some/other: cannot be fetched.*data.endpoint=URL"):
-            list(read_rows("hf:some/other", RowOptions(endpoint=mirror)))
-        server.shutdown()
-    assert [row["text"] for row in rows] == ["one", "two", "three"]
-    assert [row["text"] for row in tests] == ["four"]

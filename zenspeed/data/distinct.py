@@ -15,6 +15,7 @@ import numpy as np
 from zenspeed.data.duplicates import NEAR, sketch, text_hash
 
 _BUFFER = 1 << 20  # hashes in a Python set before they are sorted into the array
+_LARGEST = 1 << 24  # hashes in an array
 _CHUNK_TEXTS = 512
 _KEPT = 1 << 21
 _BAND_VALUES = 4
@@ -25,19 +26,25 @@ class Hashes:
     """A set of 64-bit numbers at 8 bytes each, and up to a million more in a Python set."""
 
     def __init__(self) -> None:
-        self._sorted = np.empty(0, np.uint64)
+        self._sorted = [np.empty(0, np.uint64)]  # several, so that adding to one never copies all
         self._new: set[int] = set()
 
     def add(self, value: int) -> bool:
         """Whether it was not in before."""
-        at = int(np.searchsorted(self._sorted, np.uint64(value)))
-        if value in self._new or (at < len(self._sorted) and int(self._sorted[at]) == value):
+        if value in self._new or any(_holds(numbers, np.uint64(value)) for numbers in self._sorted):
             return False
         self._new.add(value)
         if len(self._new) == _BUFFER:
-            self._sorted = np.union1d(self._sorted, np.fromiter(self._new, np.uint64, len(self._new)))
+            if len(self._sorted[-1]) >= _LARGEST:
+                self._sorted.append(np.empty(0, np.uint64))
+            self._sorted[-1] = np.union1d(self._sorted[-1], np.fromiter(self._new, np.uint64, len(self._new)))
             self._new.clear()
         return True
+
+
+def _holds(numbers: np.ndarray, value: np.uint64) -> bool:
+    at = int(np.searchsorted(numbers, value))
+    return at < len(numbers) and bool(numbers[at] == value)
 
 
 class _NearIndex:

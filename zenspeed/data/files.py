@@ -10,7 +10,7 @@ from pathlib import Path
 from zenspeed.config import InputError, nearest
 from zenspeed.data.hub import HUB, hub_files
 from zenspeed.data.read_arrow import is_saved_dataset, saved_dataset_files
-from zenspeed.data.streams import COMPRESSED, suffix_of
+from zenspeed.data.streams import COMPRESSED, File, suffix_of
 from zenspeed.storage import fetch_files, is_remote
 
 PYTHON_DOCS = "python-docs"
@@ -21,18 +21,20 @@ SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES)
 """What is read in a folder, compressed or not; a file named by itself may have any suffix, and is plain text then."""
 
 
-def source_files(source: str, *, split: str = "train", endpoint: str | None = None, cache: Path = CACHE) -> list[Path]:
+def source_files(
+    source: str, *, split: str = "train", endpoint: str | None = None, fetch: bool = False, cache: Path = CACHE
+) -> list[File]:
     """The files that `source` names, in the order they are read, each with something in it.
 
-    `split` and `endpoint` are of saved datasets and the hub; `cache` is for copies of what lies in object storage.
+    `split`, `endpoint` and `fetch` are of saved datasets and the hub; `cache` is for copies of what lies in object storage.
 
     Raises:
         InputError: there is none.
     """
     if source.startswith(HUB):
-        return hub_files(source, split, endpoint, SUFFIXES)
+        return hub_files(source, split, endpoint, SUFFIXES, fetch)
     if is_remote(source):
-        return fetch_files(source, cache, (*SUFFIXES, *(s + c for s in SUFFIXES for c in COMPRESSED)))
+        return list(fetch_files(source, cache, (*SUFFIXES, *(s + c for s in SUFFIXES for c in COMPRESSED))))
     path = Path(source).expanduser()
     try:
         if path.is_dir():
@@ -48,7 +50,7 @@ def source_files(source: str, *, split: str = "train", endpoint: str | None = No
             beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             hint = nearest(path.name, [*beside, PYTHON_DOCS] if path.name == source else beside)
             raise InputError(f"{source}: no such file{hint or '; give a text file, a folder or python-docs'}")
-        filled = [p for p in files if p.stat().st_size]
+        filled: list[File] = [p for p in files if p.stat().st_size]
     except OSError as error:
         raise InputError(f"{error.filename or source}: cannot be read: {error.strerror}") from None
     if not filled:

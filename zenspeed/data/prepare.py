@@ -30,8 +30,10 @@ import numpy as np
 
 from zenspeed.config import InputError, read_text, write_atomically
 from zenspeed.data import python_docs
+from zenspeed.data.numbers import NumbersOnDisk, num_common, num_distinct, slices
 from zenspeed.data.shards import TokenDataset, token_dtype, write_shard
 from zenspeed.data.source import PYTHON_DOCS, SourceReport, documents, source_files, sources_of
+from zenspeed.data.streams import File
 from zenspeed.recipe import DataConfig, Recipe, TokenizerConfig
 from zenspeed.text.coverage import check_unknown
 from zenspeed.text.tokenizer import Tokenizer
@@ -82,8 +84,8 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
 
 def encode_held_out(data: DataConfig, source: str, tokenizer: Tokenizer, folder: Path) -> TokenDataset:
     """All documents of `source` as shards in `folder`, an existing one: text to evaluate on that is no part of a run's data."""
-    corpus = _Documents(data, source)
-    split = _Split(corpus, np.ones(len(corpus.hashes), bool))
+    corpus = _Documents(data, source, folder)
+    split = _Split(corpus, np.ones(len(corpus), bool))
     report = _write_split(folder, "held-out", split, tokenizer)
     return TokenDataset.open([folder / name for name in report["shards"]])
 
@@ -157,10 +159,9 @@ def _content(source: str, data: DataConfig, cache: Path) -> str:
     if source == PYTHON_DOCS:
         return f"{PYTHON_DOCS} {python_docs.identity()}"
     seen = hashlib.sha256()
-    files = source_files(source, split=data.split, endpoint=data.endpoint, cache=data.cache)
+    files = source_files(source, split=data.split, endpoint=data.endpoint, fetch=data.fetch, cache=data.cache)
     for path in files:
-        status = path.stat()
-        seen.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        seen.update(f"{_looks(path)}\n".encode("utf-8", "surrogateescape"))
     memo = cache / "contents" / seen.hexdigest()[:32]
     if memo.exists():
         return memo.read_text()
@@ -172,7 +173,17 @@ def _content(source: str, data: DataConfig, cache: Path) -> str:
     return content.hexdigest()
 
 
-def _file_hash(path: Path) -> bytes:
+def _looks(path: File) -> str:
+    """What tells without reading it that a file is the one seen before."""
+    if not isinstance(path, Path):
+        return f"{path}\0{path.identity}"
+    status = path.stat()
+    return f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+
+
+def _file_hash(path: File) -> bytes:
+    if not isinstance(path, Path):
+        return bytes.fromhex(path.identity)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
@@ -220,7 +231,7 @@ def _write(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
     began = time.perf_counter()
     data = recipe.data
     progress(f"reading {data.source}")
-    train, validation = _splits(data)
+    train, validation = _splits(data, folder)
     for line in [*train.report.lines(), *(validation.report.lines() if isinstance(data.validation, str) else [])]:
         progress(line)
     read_seconds = time.perf_counter() - began
@@ -243,7 +254,9 @@ def _write(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
         "reading": train.report.as_dict(),
         "reading_validation": validation.report.as_dict() if isinstance(data.validation, str) else None,
         # Only a separate validation text can share documents with the training text.
-        "validation_documents_also_in_train": int(np.isin(validation.hashes, train.hashes).sum()),
+        "validation_documents_also_in_train": num_common(validation.hashes, train.hashes)
+        if isinstance(data.validation, str)
+        else 0,
         "tokenizer": {
             "kind": recipe.tokenizer.kind,
             "vocab_size": tokenizer.vocab_size,
@@ -275,11 +288,14 @@ def _load_tokenizer(config: TokenizerConfig) -> Tokenizer:
 
 
 class _Documents:
-    """All documents of a source, with a hash of each. A small corpus is kept in memory, a larger one read for each pass."""
+    """All documents of a source, with a hash of each. A small corpus is kept in memory, a larger one read for each pass.
 
-    def __init__(self, config: DataConfig, source: str) -> None:
+    Hashes and lengths lie in `folder`, in a file without a name: sixteen bytes a document, and there may be many millions.
+    """
+
+    def __init__(self, config: DataConfig, source: str, folder: Path) -> None:
         self._config, self._source = config, source
-        hashes, lengths = array("Q"), array("q")  # eight bytes a document: there may be many millions
+        hashes, lengths = NumbersOnDisk(np.uint64, folder), NumbersOnDisk(np.int64, folder)
         self.report = SourceReport()
         held: list[str] = []
         num_characters = 0
@@ -291,12 +307,21 @@ class _Documents:
                 held.append(text)
             else:
                 held.clear()
-        self.hashes = np.frombuffer(hashes, dtype=np.uint64) if hashes else np.empty(0, np.uint64)
-        self.lengths = np.frombuffer(lengths, dtype=np.int64) if lengths else np.empty(0, np.int64)
+        self.hashes, self.lengths = hashes.finish(), lengths.finish()
         self._held = held if num_characters <= _HELD_CHARACTERS else None
+
+    def __len__(self) -> int:
+        return len(self.hashes)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._held) if self._held is not None else documents(self._config, self._source)
+
+    def where(self, condition: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """(num_documents,) bool: what `condition` says of their hashes."""
+        out = np.empty(len(self), bool)
+        for part in slices(len(self)):
+            out[part] = condition(self.hashes[part])
+        return out
 
 
 class _Split:
@@ -304,21 +329,24 @@ class _Split:
 
     def __init__(self, corpus: _Documents, chosen: np.ndarray) -> None:
         self._corpus, self._chosen = corpus, chosen
-        self.hashes = corpus.hashes[chosen]
-        self.num_documents = len(self.hashes)
+        self.num_documents = int(chosen.sum())
         self.report = corpus.report
-        self.num_characters = int(corpus.lengths[chosen].sum())
+        self.num_characters = sum(int(corpus.lengths[part][chosen[part]].sum()) for part in slices(len(corpus)))
 
     def __iter__(self) -> Iterator[str]:
         return itertools.compress(self._corpus, self._chosen)
+
+    def hashes(self) -> Iterator[np.ndarray]:
+        """The documents' hashes, a few at a time."""
+        return (self._corpus.hashes[part][self._chosen[part]] for part in slices(len(self._corpus)))
 
     def sample(self, num_characters: int) -> _Split:
         """About `num_characters` of this split, or all of it, chosen by the documents' hashes."""
         if self.num_characters <= num_characters:
             return self
         # The low bits: the high ones have already decided the side.
-        low = self._corpus.hashes & np.uint64(0xFFFFFFFF)
-        return _Split(self._corpus, self._chosen & (low < (num_characters / self.num_characters) * 2**32))
+        most = (num_characters / self.num_characters) * 2**32
+        return _Split(self._corpus, self._chosen & self._corpus.where(lambda hashes: (hashes & np.uint64(0xFFFFFFFF)) < most))
 
     def chunks(self) -> Iterator[list[str]]:
         """The documents in lists of about _CHUNK_CHARACTERS."""
@@ -338,21 +366,25 @@ def _document_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"zenspeed-split").digest(), "little")
 
 
-def _splits(data: DataConfig) -> tuple[_Split, _Split]:
+def _splits(data: DataConfig, folder: Path) -> tuple[_Split, _Split]:
     """Training and validation documents, at least one of each."""
-    corpus = _Documents(data, data.source)
+    corpus = _Documents(data, data.source, folder)
     if isinstance(data.validation, str):
-        held_out = _Documents(data, data.validation)
-        return _Split(corpus, np.ones(len(corpus.hashes), bool)), _Split(held_out, np.ones(len(held_out.hashes), bool))
-    order = np.unique(corpus.hashes)
-    if len(order) < 2:
+        held_out = _Documents(data, data.validation, folder)
+        return _Split(corpus, np.ones(len(corpus), bool)), _Split(held_out, np.ones(len(held_out), bool))
+    least, most = min(int(part.min()) for part in _all(corpus)), max(int(part.max()) for part in _all(corpus))
+    if least == most:
         raise InputError(
             f"{data.source}: holds one document, so none can be held out for validation; "
             "lower data.section_characters to cut it smaller, or give a second text as data.validation"
         )
-    held_out_hashes = min(max(int((order < data.validation * 2.0**64).sum()), 1), len(order) - 1)
-    chosen = corpus.hashes < order[held_out_hashes]
+    end = np.uint64(min(max(int(data.validation * 2.0**64), least + 1), most))  # one of each side at least
+    chosen = corpus.where(lambda hashes: hashes < end)
     return _Split(corpus, ~chosen), _Split(corpus, chosen)
+
+
+def _all(corpus: _Documents) -> Iterator[np.ndarray]:
+    return (corpus.hashes[part] for part in slices(len(corpus)))
 
 
 # ---- shards
@@ -376,7 +408,7 @@ def _write_split(folder: Path, name: str, split: _Split, tokenizer: Tokenizer) -
         "num_tokens": dataset.num_tokens,
         "num_bytes": dataset.num_bytes,
         "num_characters": split.num_characters,
-        "num_duplicates": split.num_documents - len(np.unique(split.hashes)),
+        "num_duplicates": split.num_documents - num_distinct(split.hashes),
         "num_unknown_tokens": num_unknown,
         "longest_document_tokens": longest,
         "fingerprint": dataset.fingerprint,
@@ -393,28 +425,30 @@ class _ShardWriter:
         self._begin()
 
     def _begin(self) -> None:
-        self._parts: list[np.ndarray] = []
-        self._starts: list[int] = []
-        self._bytes: list[int] = []
-        self._num_tokens = 0
+        self._tokens = array("H" if self._end_of_text.itemsize == 2 else "I")  # an object a document would be four times this
+        self._starts, self._bytes = array("q"), array("q")
 
     def add(self, ids: np.ndarray, num_bytes: int) -> None:
-        if self._num_tokens + len(ids) >= _SHARD_TOKENS and self._starts:
+        if len(self._tokens) + len(ids) >= _SHARD_TOKENS and self._starts:
             self._write()
-        self._starts.append(self._num_tokens)
+        self._starts.append(len(self._tokens))
         self._bytes.append(num_bytes)
-        self._parts += [self._end_of_text, ids.astype(self._end_of_text.dtype)]
-        self._num_tokens += 1 + len(ids)
+        self._put(self._end_of_text)
+        self._put(ids)
 
     def finish(self) -> list[str]:
         """Ends the stream and gives the names of all shards, in order."""
-        self._parts.append(self._end_of_text)
+        self._put(self._end_of_text)
         self._write()
         return self._written
 
+    def _put(self, tokens: np.ndarray) -> None:
+        self._tokens.frombytes(tokens.astype(self._end_of_text.dtype).tobytes())
+
     def _write(self) -> None:
         name = f"{self._name}-{len(self._written):05d}.ztok"
-        write_shard(self._folder / name, np.concatenate(self._parts), np.array(self._starts), np.array(self._bytes))
+        tokens = np.frombuffer(self._tokens, self._end_of_text.dtype)
+        write_shard(self._folder / name, tokens, np.array(self._starts), np.array(self._bytes))
         self._written.append(name)
         self._begin()
 

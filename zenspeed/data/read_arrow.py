@@ -9,19 +9,28 @@ from typing import Any
 
 from zenspeed.config import InputError
 from zenspeed.data.reading import Row
-from zenspeed.data.streams import needs
+from zenspeed.data.streams import File, needs
 
 _BATCH_ROWS = 512  # few, since one row may hold a whole book
 
 
-def read_parquet(path: Path, only: Sequence[str] | None = None) -> Iterator[Row]:
-    """Rows; a nested column is a dict or list. `only`: columns to read, `a.b` for a field of a nested one."""
+def read_parquet(path: File, only: Sequence[str] | None = None) -> Iterator[Row]:
+    """Rows; a nested column is a dict or list. `only`: columns to read, `a.b` for a field of a nested one.
+
+    One group of rows is read after the other, and of each the columns that are asked for.
+    """
     parquet = needs("pyarrow.parquet", "pyarrow", str(path))
     try:
-        with parquet.ParquetFile(path) as file:
+        with (
+            path.open("rb") if isinstance(path, Path) else path.anywhere() as raw,
+            parquet.ParquetFile(raw) as file,
+        ):
             names = None if only is None else [n for n in only if _is_there(n, file.schema_arrow.names)]
-            for batch in file.iter_batches(_BATCH_ROWS, columns=names if names else None):
-                yield from batch.to_pylist()
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names if names else None):
+                    yield from batch.to_pylist()
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # pyarrow's errors are these
         raise InputError(f"{path}: cannot be read as Parquet: {_first_line(error)}") from None
 
@@ -30,14 +39,19 @@ def _is_there(name: str, names: Sequence[str]) -> bool:
     return name in names or name.split(".")[0] in names
 
 
-def read_arrow(path: Path) -> Iterator[Row]:
+def read_arrow(path: File) -> Iterator[Row]:
     """Rows of an Arrow stream."""
     arrow = needs("pyarrow", "pyarrow", str(path))
     try:
-        with arrow.memory_map(str(path)) as memory, arrow.ipc.open_stream(memory) as stream:
+        with (
+            arrow.memory_map(str(path)) if isinstance(path, Path) else path.stream() as raw,
+            arrow.ipc.open_stream(raw) as stream,
+        ):
             for batch in stream:
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
                     yield from batch.slice(start, _BATCH_ROWS).to_pylist()
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as Arrow: {_first_line(error)}") from None
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from zenspeed.config import InputError
 from zenspeed.data.reading import BadRow, Row
-from zenspeed.data.streams import opened
+from zenspeed.data.streams import File, opened
 
 
-def read_json(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, Row | BadRow]]:
+def read_json(path: File, encoding: str = "utf-8") -> Iterator[tuple[int, Row | BadRow]]:
     """Number and row.
 
     Raises:
@@ -39,7 +38,7 @@ def read_json(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, Row | 
         yield number, row if good else BadRow(f"{path}: row {number}", f"expected an object, this is a {type(row).__name__}")
 
 
-def _squad(articles: list[Any], path: Path) -> Iterator[Row | BadRow]:
+def _squad(articles: list[Any], path: File) -> Iterator[Row | BadRow]:
     for a, article in enumerate(articles):
         for p, paragraph in enumerate(_list(article, "paragraphs")):
             for q, question in enumerate(_list(paragraph, "qas")):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from zenspeed.data.reading import BadRow, Row
-from zenspeed.data.streams import Line, lines, opened
+from zenspeed.data.streams import File, Line, lines, opened
 
 
-def read_json_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, Row | BadRow]]:
+def read_json_lines(path: File, encoding: str = "utf-8") -> Iterator[tuple[int, Row | BadRow]]:
     """Line number and row: one JSON object a line; blank lines are no rows."""
     with opened(path, encoding) as file:
         for line in lines(file):
@@ -35,7 +34,7 @@ def _json_row(line: Line, place: str) -> Row | BadRow:
     return row
 
 
-def read_text_lines(path: Path, column: str, encoding: str = "utf-8") -> Iterator[tuple[int, Row | BadRow]]:
+def read_text_lines(path: File, column: str, encoding: str = "utf-8") -> Iterator[tuple[int, Row | BadRow]]:
     """Line number and row: every line that is not blank as a row of the one column `column`."""
     with opened(path, encoding) as file:
         for line in lines(file):

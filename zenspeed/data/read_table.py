@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from zenspeed.config import InputError
 from zenspeed.data.reading import BadRow, Row
-from zenspeed.data.streams import LONGEST_LINE, Line, lines, opened
+from zenspeed.data.streams import LONGEST_LINE, File, Line, lines, opened
 
 
-def read_table(path: Path, delimiter: str, encoding: str = "utf-8") -> Iterator[tuple[int, Row | BadRow]]:
+def read_table(path: File, delimiter: str, encoding: str = "utf-8") -> Iterator[tuple[int, Row | BadRow]]:
     """Line number and row, of a file whose first line names the columns.
 
     A row whose quotes do not close, or with more or fewer fields than there are names, is bad; reading goes on at the line
@@ -78,7 +77,7 @@ class _Unreadable(Exception):
     pass
 
 
-def _records(taken: _Lines, path: Path, delimiter: str) -> Iterator[tuple[int, list[str] | BadRow]]:
+def _records(taken: _Lines, path: File, delimiter: str) -> Iterator[tuple[int, list[str] | BadRow]]:
     """Line number and fields of each record; blank lines are none."""
     csv.field_size_limit(LONGEST_LINE)  # the module's own limit is one for the process: 128 KiB, which cuts off long texts
     reader = csv.reader(taken, delimiter=delimiter, strict=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from zenspeed.config import InputError
 from zenspeed.data.files import source_files
@@ -17,7 +16,7 @@ from zenspeed.data.read_json import read_json
 from zenspeed.data.read_lines import read_json_lines, read_text_lines
 from zenspeed.data.read_table import read_table
 from zenspeed.data.reading import BadRow, OnBadRow, ReadReport, Row, columns_of, no_column, value_of
-from zenspeed.data.streams import suffix_of
+from zenspeed.data.streams import File, suffix_of
 
 __all__ = ["BadRow", "ReadReport", "Row", "RowOptions", "read_file", "read_file_rows", "read_rows"]
 
@@ -39,6 +38,8 @@ class RowOptions:
     """Of a saved dataset or one of the hub."""
     endpoint: str | None = None
     """Address of a mirror of the Hugging Face hub."""
+    fetch: bool = False
+    """Fetches files of the hub whole and keeps them, instead of reading them while they arrive."""
 
 
 def read_rows(source: str, options: RowOptions = RowOptions(), report: ReadReport | None = None) -> Iterator[Row]:
@@ -49,7 +50,7 @@ def read_rows(source: str, options: RowOptions = RowOptions(), report: ReadRepor
             `options.on_bad_row` is `stop`; with the place and the fix.
     """
     report = ReadReport() if report is None else report
-    for path in source_files(source, split=options.split, endpoint=options.endpoint):
+    for path in source_files(source, split=options.split, endpoint=options.endpoint, fetch=options.fetch):
         report.files += 1
         yield from _good_rows(path, options, report)
     if report.rows == 0:
@@ -57,12 +58,12 @@ def read_rows(source: str, options: RowOptions = RowOptions(), report: ReadRepor
         raise InputError(f"{source}: no row in it can be read{first}" if first else f"{source}: holds no rows")
 
 
-def _good_rows(path: Path, options: RowOptions, report: ReadReport) -> Iterator[Row]:
+def _good_rows(path: File, options: RowOptions, report: ReadReport) -> Iterator[Row]:
     for _, row in read_file_rows(path, options, report):
         yield row
 
 
-def read_file_rows(path: Path, options: RowOptions, report: ReadReport) -> Iterator[tuple[int, Row]]:
+def read_file_rows(path: File, options: RowOptions, report: ReadReport) -> Iterator[tuple[int, Row]]:
     """The good rows of one file, each with its line or number; the others as `options` says."""
     table = suffix_of(path) in (".csv", ".tsv", ".parquet", ".arrow")  # all rows have the same columns
     for number, row in read_file(path, options):
@@ -94,7 +95,7 @@ def _with_columns(row: Row, options: RowOptions) -> Row:
     return row
 
 
-def read_file(path: Path, options: RowOptions) -> Iterator[tuple[int, Row | BadRow]]:
+def read_file(path: File, options: RowOptions) -> Iterator[tuple[int, Row | BadRow]]:
     """The rows of one file by its suffix, bad ones among them, each with its line (or its number, where there are no lines)."""
     suffix = suffix_of(path)
     if suffix in (".csv", ".tsv"):

@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from zenspeed.config import InputError
@@ -24,7 +23,7 @@ from zenspeed.data.files import PYTHON_DOCS, ROW_SUFFIXES, source_files
 from zenspeed.data.python_docs import python_docs
 from zenspeed.data.reading import BadRow, ReadReport, not_text
 from zenspeed.data.rows import RowOptions, read_file_rows
-from zenspeed.data.streams import blocks, opened, suffix_of
+from zenspeed.data.streams import File, blocks, opened, size_of, suffix_of
 from zenspeed.recipe import DataConfig, SourceConfig
 from zenspeed.text.clean import Cleaner
 from zenspeed.text.normalize import replace_surrogates
@@ -116,7 +115,7 @@ def _documents_of(config: DataConfig, part: SourceConfig, report: ReadReport) ->
     if source == PYTHON_DOCS:
         yield from python_docs()
         return
-    files = source_files(source, split=config.split, endpoint=config.endpoint, cache=config.cache)
+    files = source_files(source, split=config.split, endpoint=config.endpoint, fetch=config.fetch, cache=config.cache)
     size = _section_size(config.section_characters, files)
     anything, bad_before = False, report.bad_rows
     for path in files:
@@ -133,7 +132,7 @@ def _documents_of(config: DataConfig, part: SourceConfig, report: ReadReport) ->
         raise InputError(f"{source}: holds no text, {why}; give files with text in them")
 
 
-def _texts(path: Path, column: str, config: DataConfig, report: ReadReport) -> Iterator[str]:
+def _texts(path: File, column: str, config: DataConfig, report: ReadReport) -> Iterator[str]:
     """The column `column` of the rows of a file, blank ones left out and counted."""
     options = RowOptions(columns=(column,), only=True, on_bad_row=config.on_bad_row, encoding=config.encoding)
     for number, row in read_file_rows(path, options, report):
@@ -150,12 +149,12 @@ def _texts(path: Path, column: str, config: DataConfig, report: ReadReport) -> I
 # ---- plain text
 
 
-def _section_size(wanted: int, files: list[Path]) -> int:
-    plain_bytes = sum(p.stat().st_size for p in files if suffix_of(p) not in ROW_SUFFIXES)
+def _section_size(wanted: int, files: list[File]) -> int:
+    plain_bytes = sum(size_of(p) for p in files if suffix_of(p) not in ROW_SUFFIXES)
     return min(wanted, max(plain_bytes // 100, 200))
 
 
-def _plain_text(path: Path, size: int, encoding: str) -> Iterator[str]:
+def _plain_text(path: File, size: int, encoding: str) -> Iterator[str]:
     decoded = _decoded(path, encoding)
     for text in sections(decoded, size) if size else ["".join(decoded)]:
         if text.strip():
@@ -202,7 +201,7 @@ def _without_blank_edges(text: str) -> str:
     return text[text.rfind("\n", 0, first) + 1 : end if end >= 0 else None].rstrip("\r")
 
 
-def _decoded(path: Path, encoding: str) -> Iterator[str]:
+def _decoded(path: File, encoding: str) -> Iterator[str]:
     """The text of a file, block by block.
 
     Raises:
@@ -224,7 +223,7 @@ def _decoded(path: Path, encoding: str) -> Iterator[str]:
         raise InputError(f"{path}: not UTF-8 at byte {offset - len(half)}: the last character is cut off")
 
 
-def _decode(path: Path, data: bytes, start: int) -> tuple[str, bytes]:
+def _decode(path: File, data: bytes, start: int) -> tuple[str, bytes]:
     """The text of `data`, which begins at byte `start` of the file, and the bytes at its end that are half a character."""
     try:
         return data.decode(), b""

@@ -9,10 +9,10 @@ import importlib
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 from zenspeed.config import InputError
 
@@ -22,6 +22,33 @@ LONGEST_LINE = 1 << 28
 
 _BLOCK_BYTES = 1 << 20
 _UTF8 = ("utf-8", "utf-8-sig", "ascii")
+
+
+class RemoteFile(Protocol):
+    """A file that is read where it lies."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def suffix(self) -> str: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def identity(self) -> str:
+        """Hexadecimal, of its content: files of one identity are the same."""
+
+    def stream(self) -> BinaryIO:
+        """From the first byte to the last, in order."""
+
+    def anywhere(self) -> BinaryIO:
+        """Bytes wherever they are asked for, and few others."""
+
+
+File = Path | RemoteFile
 
 
 class Line(NamedTuple):
@@ -47,7 +74,12 @@ def needs(module: str, package: str, what: str) -> Any:
         raise InputError(f"{what} needs the package {package}; install it: pip install 'zenspeed[data]'") from None
 
 
-def suffix_of(path: Path) -> str:
+def size_of(file: File) -> int:
+    """Bytes of a file as it lies, compressed or not."""
+    return file.stat().st_size if isinstance(file, Path) else file.size
+
+
+def suffix_of(path: File) -> str:
     """The suffix that tells what is in a file: `.csv` of `a.csv.gz`, in small letters."""
     name = path.name.lower()
     for ending in COMPRESSED:
@@ -56,20 +88,20 @@ def suffix_of(path: Path) -> str:
 
 
 @contextmanager
-def opened(path: Path, encoding: str = "utf-8") -> Iterator[BinaryIO]:
+def opened(path: File, encoding: str = "utf-8") -> Iterator[BinaryIO]:
     """The decompressed bytes of a file, turned into UTF-8 if `encoding` is another.
 
     Raises:
         InputError: the file cannot be read, is cut off or damaged, or changed while it was read; also from the reads inside.
     """
     try:
-        before = path.stat()
+        before = _written(path)
         with _decompressed(path) as file:
             if codecs.lookup(encoding).name in _UTF8:
                 yield file
             else:
                 yield cast(BinaryIO, io.BufferedReader(_AsUtf8(file, encoding)))
-        after = path.stat()
+        after = _written(path)
     except EOFError:
         raise InputError(f"{path}: the compressed file is cut off; fetch or write it again") from None
     except (zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
@@ -82,22 +114,30 @@ def opened(path: Path, encoding: str = "utf-8") -> Iterator[BinaryIO]:
         if type(error).__name__ == "ZstdError":
             raise InputError(f"{path}: the compressed file is damaged: {error}; fetch or write it again") from None
         raise
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+    if before != after:
         raise InputError(f"{path}: changed while it was read; run it again when nobody writes to it")
 
 
-def _decompressed(path: Path) -> BinaryIO:
-    suffix = path.suffix.lower()
-    if suffix == ".zst":
-        zstd = needs("backports.zstd", "backports.zstd", str(path))
-        return cast(BinaryIO, zstd.open(path, "rb"))
-    if suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if suffix == ".bz2":
-        return cast(BinaryIO, bz2.open(path, "rb"))
-    if suffix == ".xz":
-        return cast(BinaryIO, lzma.open(path, "rb"))
-    return path.open("rb")
+def _written(file: File) -> tuple[int, int] | None:
+    """Size and time of a file that somebody may write to meanwhile."""
+    if not isinstance(file, Path):
+        return None
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def _decompressed(path: File) -> Iterator[BinaryIO]:
+    with path.open("rb") if isinstance(path, Path) else path.stream() as raw:
+        openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+        if path.suffix.lower() == ".zst":
+            openers[".zst"] = needs("backports.zstd", "backports.zstd", str(path)).open
+        opener = openers.get(path.suffix.lower())
+        if opener is None:
+            yield raw
+        else:
+            with opener(raw, "rb") as file:
+                yield file
 
 
 class _AsUtf8(io.RawIOBase):

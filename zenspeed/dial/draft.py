@@ -8,7 +8,7 @@ from typing import NamedTuple
 from zenspeed.config import validate
 from zenspeed.data.files import PYTHON_DOCS, source_files
 from zenspeed.data.source import documents, sources_of
-from zenspeed.data.streams import COMPRESSED
+from zenspeed.data.streams import COMPRESSED, size_of
 from zenspeed.dial.ends import DEFAULT_SECONDS, LEAST_SECONDS, Ends
 from zenspeed.dial.laws import vocabulary
 from zenspeed.errors import InputError
@@ -102,8 +102,8 @@ def _source_bytes(data: DataConfig) -> float:
         if part.source == PYTHON_DOCS:
             total += _PYTHON_DOCS_BYTES
             continue
-        files = source_files(part.source, split=data.split, endpoint=data.endpoint)
-        total += sum(path.stat().st_size * (4 if path.suffix in (*COMPRESSED, ".parquet") else 1) for path in files)
+        files = source_files(part.source, split=data.split, endpoint=data.endpoint, fetch=data.fetch)
+        total += sum(size_of(path) * (4 if path.suffix in (*COMPRESSED, ".parquet") else 1) for path in files)
     return max(1.0, total)
 
 

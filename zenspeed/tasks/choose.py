@@ -146,7 +146,9 @@ def _row_options(source: str, sets: Sequence[str]) -> RowOptions:
     # Others, such as data.test, go with a task, which is not known yet.
     wanted = [part for part in sets if part.partition("=")[0].strip() in _READING]
     data = load(Recipe, None, wanted, base={"data": {"source": source}}).data
-    return RowOptions(on_bad_row=data.on_bad_row, encoding=data.encoding, split=data.split, endpoint=data.endpoint)
+    return RowOptions(
+        on_bad_row=data.on_bad_row, encoding=data.encoding, split=data.split, endpoint=data.endpoint, fetch=data.fetch
+    )
 
 
 def _told_kind(source: str, keys: Mapping[str, str], columns: Sequence[str]) -> tuple[str, str]:

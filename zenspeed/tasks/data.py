@@ -161,6 +161,7 @@ class _Reader:
             line_column=text_columns(self._recipe)[0],
             split=data.split,
             endpoint=data.endpoint,
+            fetch=data.fetch,
         )
         kept = [row for row in read_rows(source, options, self.report) if self._cleaned(row)]
         if data.clean.duplicates != "keep":
