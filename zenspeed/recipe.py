@@ -67,7 +67,7 @@ class DataConfig(Config):
     """Address of a mirror of the Hugging Face hub, for data and models; null: the hub's own."""
     fetch: bool = False
     """Fetches the files of a dataset of the hub whole, into the hub's own cache, and keeps them; false: they are read while
-    they arrive, and nothing is kept. A text above 100 million characters is gone through four times, and better fetched."""
+    they arrive, and nothing is kept."""
     text_column: str = "text"
     """Column that holds the text, of rows; `a.b` is the field `b` inside the column `a`."""
     encoding: str = "utf-8"

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from zenspeed.config import InputError, load
+from zenspeed.data import prepare as prepare_module
 from zenspeed.data.prepare import prepare
 from zenspeed.data.rows import RowOptions, read_rows
 from zenspeed.recipe import Recipe
@@ -226,14 +227,18 @@ def test_parquet_by_groups_and_columns(serve: Callable[[dict[str, bytes]], Hub])
     assert hub.sent["train.parquet"] < 10 * group * 0.8, "the other column is not fetched"
 
 
-def test_a_text_of_the_hub_is_prepared_and_known_again(serve: Callable[[dict[str, bytes]], Hub], tmp_path: Path) -> None:
+@pytest.mark.parametrize("held", [1_000, 1_000_000])
+def test_a_text_of_the_hub_is_prepared_and_known_again(
+    held: int, serve: Callable[[dict[str, bytes]], Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "_HELD_CHARACTERS", held)
     hub = serve({"train.jsonl": as_json_lines([{"text": f"the text of number {n} and some words"} for n in range(300)])})
     sets = [
         "data.source=hf:some/reviews", f"data.endpoint={hub.url}", f"data.cache={tmp_path / 'cache'}",
         "tokenizer.vocab_size=300", "model.context=64",
     ]  # fmt: skip
     first = prepare(load(Recipe, None, sets))
-    assert hub.sent["train.jsonl"] == len(hub.files["train.jsonl"]), "a small text is fetched once"
+    assert hub.sent["train.jsonl"] == len(hub.files["train.jsonl"]), "fetched once, large or small"
     assert first.train.num_documents + first.validation.num_documents == 300
     assert prepare(load(Recipe, None, sets)).folder == first.folder
     assert hub.sent["train.jsonl"] == len(hub.files["train.jsonl"]), "nothing is fetched again"

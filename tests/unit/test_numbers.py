@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zenspeed.data import numbers
-from zenspeed.data.numbers import NumbersOnDisk, num_common, num_distinct, slices
+from zenspeed.data import numbers, on_disk
+from zenspeed.data.numbers import num_common, num_distinct, slices
+from zenspeed.data.on_disk import NumbersOnDisk, TextsOnDisk
 
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numbers, "_BLOCK", 64)
+    monkeypatch.setattr(on_disk, "_BLOCK", 64)
+    monkeypatch.setattr(on_disk, "_READ_BYTES", 100)
     monkeypatch.setattr(numbers, "_PART", 100)
 
 
@@ -28,6 +31,18 @@ def test_what_is_appended_is_there(count: int, tmp_path: Path) -> None:
     found = kept.finish()
     assert np.array_equal(found, values) and found.dtype == np.uint64
     assert [found[part].tolist() for part in slices(count)] == [values[i : i + 64].tolist() for i in range(0, count, 64)]
+    assert not list(tmp_path.iterdir()), "the file has no name"
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_texts_come_back_in_order_and_anywhere(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    texts = ["", *("ä語🙂 x"[: int(n)] * int(m) for n, m in rng.integers(0, 60, (300, 2))), ""]
+    kept = TextsOnDisk(tmp_path)
+    for text in texts:
+        kept.append(text)
+    kept.finish()
+    assert list(kept) == texts == [kept[i] for i in range(len(kept))]
     assert not list(tmp_path.iterdir()), "the file has no name"
 
 

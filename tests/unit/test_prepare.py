@@ -115,14 +115,20 @@ def test_two_documents_are_enough_and_one_is_not(tmp_path: Path, cache: Path) ->
         prepare(recipe_for(same, cache, "tokenizer.kind=char"))
 
 
+@pytest.mark.parametrize("clean", ["data.clean.lowercase=false", "data.clean.lowercase=true"])
 def test_shards_and_passes_of_a_large_corpus_give_the_same_stream(
-    rows: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clean: str, rows: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = prepare(recipe_for(rows, cache))
+    """One that is cleaned is read and cleaned once, and kept on disk meanwhile; another is read for each pass."""
+    small = prepare(recipe_for(rows, cache, clean))
+    read: list[str] = []
+    before = module.documents
+    monkeypatch.setattr(module, "documents", lambda config, source, *rest: read.append(source) or before(config, source, *rest))
     monkeypatch.setattr(module, "_SHARD_TOKENS", 500)
     monkeypatch.setattr(module, "_CHUNK_CHARACTERS", 300)
     monkeypatch.setattr(module, "_HELD_CHARACTERS", 1000)
-    large = prepare(recipe_for(rows, tmp_path / "other"))
+    large = prepare(recipe_for(rows, tmp_path / "other", clean))
+    assert len(read) == (1 if clean.endswith("true") else 4)
     assert len(large.train.shards) > 5
     assert max(s.num_tokens for s in large.train.shards) <= 502
     for a, b in ((small.train, large.train), (small.validation, large.validation)):

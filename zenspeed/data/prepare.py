@@ -30,7 +30,9 @@ import numpy as np
 
 from zenspeed.config import InputError, read_text, write_atomically
 from zenspeed.data import python_docs
-from zenspeed.data.numbers import NumbersOnDisk, num_common, num_distinct, slices
+from zenspeed.data.hub import HUB
+from zenspeed.data.numbers import num_common, num_distinct, slices
+from zenspeed.data.on_disk import NumbersOnDisk, TextsOnDisk
 from zenspeed.data.shards import TokenDataset, token_dtype, write_shard
 from zenspeed.data.source import PYTHON_DOCS, SourceReport, documents, source_files, sources_of
 from zenspeed.data.streams import File
@@ -290,7 +292,8 @@ def _load_tokenizer(config: TokenizerConfig) -> Tokenizer:
 class _Documents:
     """All documents of a source, with a hash of each. A small corpus is kept in memory, a larger one read for each pass.
 
-    Hashes and lengths lie in `folder`, in a file without a name: sixteen bytes a document, and there may be many millions.
+    Hashes and lengths lie on disk, in `folder`: sixteen bytes a document, and there may be many millions. So does a large
+    corpus that is not to be read twice: one that is cleaned, or comes over the network.
     """
 
     def __init__(self, config: DataConfig, source: str, folder: Path) -> None:
@@ -298,6 +301,7 @@ class _Documents:
         hashes, lengths = NumbersOnDisk(np.uint64, folder), NumbersOnDisk(np.int64, folder)
         self.report = SourceReport()
         held: list[str] = []
+        stored = TextsOnDisk(folder) if _is_dear(config, source) else None
         num_characters = 0
         for text in documents(config, source, self.report):
             hashes.append(_document_hash(text))
@@ -305,16 +309,22 @@ class _Documents:
             num_characters += len(text)
             if num_characters <= _HELD_CHARACTERS:
                 held.append(text)
+            elif stored is None:
+                held.clear()
             else:
+                for one in (*held, text):
+                    stored.append(one)
                 held.clear()
         self.hashes, self.lengths = hashes.finish(), lengths.finish()
-        self._held = held if num_characters <= _HELD_CHARACTERS else None
+        self._kept: list[str] | TextsOnDisk | None = held if num_characters <= _HELD_CHARACTERS else stored
+        if stored is not None:
+            stored.finish()
 
     def __len__(self) -> int:
         return len(self.hashes)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._held) if self._held is not None else documents(self._config, self._source)
+        return iter(self._kept) if self._kept is not None else documents(self._config, self._source)
 
     def where(self, condition: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """(num_documents,) bool: what `condition` says of their hashes."""
@@ -322,6 +332,11 @@ class _Documents:
         for part in slices(len(self)):
             out[part] = condition(self.hashes[part])
         return out
+
+
+def _is_dear(config: DataConfig, source: str) -> bool:
+    parts = sources_of(config, source)
+    return config.clean.does_anything or (not config.fetch and any(part.source.startswith(HUB) for part in parts))
 
 
 class _Split:
