@@ -183,6 +183,36 @@ def test_a_prompt_is_scored(folders: dict[str, Path]) -> None:
     run(work)
 
 
+def test_a_prompt_is_scored_and_nothing_is_written(folders: dict[str, Path]) -> None:
+    """`max_tokens` 0 with `echo`, whole and as a stream, by the official client."""
+
+    async def work() -> None:
+        async with server(folders, "writer") as (client, _):
+            ai = official(client)
+            asked: Any = {"model": "writer", "prompt": ["This is", TEXT], "echo": True, "logprobs": 2, "temperature": 0, "n": 2}
+            one, none = [await ai.completions.create(**asked, max_tokens=count) for count in (1, 0)]
+            assert [choice.text for choice in none.choices] == ["This is", "This is", TEXT, TEXT]
+            assert {choice.finish_reason for choice in none.choices} == {"length"}
+            for whole, empty in zip(one.choices, none.choices, strict=True):
+                assert whole.logprobs is not None and empty.logprobs is not None
+                assert empty.logprobs.token_logprobs == (whole.logprobs.token_logprobs or [])[:-1] != []
+                assert empty.logprobs.text_offset == (whole.logprobs.text_offset or [])[:-1]
+            assert none.usage is not None and one.usage is not None
+            assert (none.usage.completion_tokens, none.usage.prompt_tokens) == (0, one.usage.prompt_tokens)
+            pieces = [chunk.choices[0] async for chunk in await ai.completions.create(**asked, max_tokens=0, stream=True)]
+            assert [sum(len(p.text) for p in pieces if p.index == i) for i in range(4)] == [7, 7, len(TEXT), len(TEXT)]
+            longest = await ai.completions.create(**{**asked, "prompt": [1] * 64}, max_tokens=0)
+            assert longest.choices[0].logprobs is not None and len(longest.choices[0].logprobs.tokens or []) == 64
+            with pytest.raises(openai.BadRequestError, match="65 tokens; the model reads from 1 to 64"):
+                await ai.completions.create(model="writer", prompt=[1] * 65, max_tokens=0)
+            silent = await ai.completions.create(model="writer", prompt="This is", max_tokens=0)
+            assert silent.choices[0].text == ""
+            with pytest.raises(openai.BadRequestError, match="max_tokens"):
+                await ai.completions.create(model="writer", prompt="This is", max_tokens=-1)
+
+    run(work)
+
+
 def test_tasks_and_vectors(folders: dict[str, Path]) -> None:
     async def work() -> None:
         async with server(folders, "writer", "judge", "vectors", "finder", "rewriter") as (client, _):

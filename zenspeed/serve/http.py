@@ -126,7 +126,7 @@ def _add_openai(app: FastAPI, models: Models, settings: Settings, metrics: Metri
         served, prompts = models.find(body.model, "completions"), body.prompts()
         if not prompts or (len(prompts) > settings.limits.inputs):
             raise Problem(400, f"prompt: {len(prompts)} prompts; at least 1, at most {settings.limits.inputs}", param="prompt")
-        common = _common(body, body.max_tokens or 16, body.logprobs, request, settings)
+        common = _common(body, 16 if body.max_tokens is None else body.max_tokens, body.logprobs, request, settings)
         sent = [{**common, "prompt": prompt} for prompt in prompts]
         echo = [prompt for prompt in await _echoed(served, body, prompts) for _ in range(common["n"])] if body.echo else []
         form = answers.Form(False, served.name, body.logprobs is not None, echo)

@@ -89,7 +89,7 @@ class Generation(Strict):
 
 class CompletionRequest(Generation):
     prompt: Text | list[Text] | list[int] | list[list[int]] = Field(description="Text, several texts, or tokens.")
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=0, description="Default 16; 0 only checks the prompt, or scores it.")
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = False
 

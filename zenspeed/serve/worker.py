@@ -149,6 +149,8 @@ class Worker:
         assert self._batcher is not None
         assert self.opened.prompts is not None
         tokens, stop = self._prompt(message)
+        if message.get("max_tokens") == 0:
+            return self._write_nothing(key, message["n"], tokens)
         sampling = message["sampling"]
         room = self._batcher.core.context - len(tokens)
         wanted = min(message.get("max_tokens") or room, max(room, 1))
@@ -171,6 +173,19 @@ class Worker:
         except (InputError, Busy):
             del self._keys[key]
             raise
+        return None
+
+    def _write_nothing(self, key: str, count: int, tokens: list[int]) -> None:
+        """Empty answers to a prompt that is right: it is checked and counted."""
+        self._check_length(tokens)
+        for index in range(count):
+            end = {"event": "end", "reason": "length", "tokens": 0, "prompt_tokens": len(tokens)}
+            self._give({"id": key, "index": index, **end})
+
+    def _check_length(self, tokens: list[int]) -> None:
+        assert self._batcher is not None
+        if not 0 < len(tokens) <= self._batcher.core.context:
+            raise InputError(f"prompt: {len(tokens)} tokens; the model reads from 1 to {self._batcher.core.context}")
 
     def _prompt(self, message: dict[str, Any]) -> tuple[list[int], list[str]]:
         prompts, stop = self.opened.prompts, list(message.get("stop") or [])
@@ -225,12 +240,10 @@ class Worker:
 
     def _on_score(self, key: str, message: dict[str, Any]) -> None:
         """How likely the tokens of prompts are, with the `top` likeliest in their places."""
-        assert self._batcher is not None
         rows = []
         for prompt in message["rows"]:
             tokens, _ = self._prompt({"prompt": prompt})
-            if not 0 < len(tokens) < self._batcher.core.context:
-                raise InputError(f"prompt: {len(tokens)} tokens; the model reads from 1 to {self._batcher.core.context - 1}")
+            self._check_length(tokens)
             begin = len(tokens) - len(self._prompt({"prompt": ""})[0]) if isinstance(prompt, str) else len(tokens)
             rows.append({"tokens": tokens, "begin": len(tokens) - begin, "top": message["top"]})
         self._predict(key, "score", rows, sum(len(row["tokens"]) for row in rows))
