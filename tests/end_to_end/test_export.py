@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from zenspeed.export.gguf import write_gguf
 from zenspeed.export.graph import graphs_of
 from zenspeed.export.probe import Probe
 from zenspeed.export.run import export, verify
-from zenspeed.export.targets import write_onnx
+from zenspeed.export.targets import write_compiled, write_onnx
 from zenspeed.models.build import build_model
 from zenspeed.models.presets import ModelConfig
 from zenspeed.run import open_run
@@ -155,6 +156,31 @@ def test_onnx_of_an_encoder_decoder(tmp_path: Path) -> None:
     assert outcome["greedy_tokens_equal"] == 16 and outcome["largest_difference"] < 1e-4
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor compiles with g++, and there is none")
+def test_a_compiled_package(llama: Path, tmp_path: Path) -> None:
+    """Through the gate in its own runtime; then several texts of other lengths than it was compiled with, one padded."""
+    folder = export(llama, "aoti", tmp_path / "out", say=lambda line: None)
+    outcome = json.loads((folder / "parity.json").read_text())
+    assert outcome["largest_difference"] < 1e-4 and outcome["greedy_tokens_equal"] > 0
+    assert verify(folder) == len([p for p in folder.rglob("*") if p.is_file()]) - 1
+    model = open_run(llama).model
+    compiled, tokens = runtimes.Compiled(folder, model), np.random.default_rng(0).integers(5, 100, (3, 11))
+    mask, past = np.ones((3, 12), np.int64), np.zeros((2, 2, 3, 1, 1, 16), np.float32)
+    mask[:, 0] = mask[1, 1:5] = 0
+    logits, present = compiled.run("model", {"tokens": tokens, "mask": mask, "past": past})
+    own = runtimes.Own(model)
+    for row, begin in ((0, 0), (1, 4), (2, 0)):
+        wanted = own.output(Probe(tokens[row, begin:], None, None))
+        np.testing.assert_allclose(logits[row, begin:], wanted, atol=1e-4)
+    assert present.shape == (2, 2, 3, 1, 12, 16)
+
+
+def test_a_compiled_package_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"no C\+\+ compiler g\+\+ on PATH; install it .* or take --to torch"):
+        write_compiled(drawn({}), tmp_path)
+
+
 @pytest.mark.parametrize("more", [{"preset": "llama", "kv_heads": 1}, {"preset": "gpt2"}])
 def test_gguf_holds_the_model(more: dict[str, object], tmp_path: Path) -> None:
     """As its own package reads it; llama.cpp itself runs in the gate where it is installed."""
@@ -205,7 +231,7 @@ def test_another_answer_is_named_and_nothing_is_kept(llama: Path, tmp_path: Path
     probe = Probe(np.arange(10, 20), None, None)
     with pytest.raises(InputError, match=r"probe 0, first at token 3 \(13\)"):
         gate.check(runtimes.Own(model), _Wrong(model), [probe], 32, True)
-    monkeypatch.setattr("zenspeed.export.run.runtimes.Programs", lambda path, model: _Wrong(model))
+    monkeypatch.setitem(runtimes.OF_GRAPHS, "torch", lambda path, model: _Wrong(model))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not kept"):
         export(llama, "torch", tmp_path / "out", say=lambda line: None)
     assert list(tmp_path.iterdir()) == []

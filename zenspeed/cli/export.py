@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from zenspeed.cli.app import CheckpointName, RunFolder, app
 from zenspeed.errors import InputError
 
-TARGETS, BITS = ("hf", "onnx", "torch", "gguf"), ("int8", "int4")
+if TYPE_CHECKING:
+    from zenspeed.export.run import Target
+
+TARGETS, BITS = ("hf", "onnx", "torch", "aoti", "gguf"), ("int8", "int4")
 
 
 @app.command()
 def export(
     run: RunFolder,
-    to: Annotated[str, typer.Option(help="hf (Hugging Face), onnx, torch (torch.export), or gguf (llama.cpp).")] = "hf",
+    to: Annotated[
+        str, typer.Option(help="hf (Hugging Face), onnx, torch (torch.export), aoti (the same, compiled), gguf (llama.cpp).")
+    ] = "hf",
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: RUN/export-TARGET.")] = None,
     quantize: Annotated[str | None, typer.Option(help="int8 or int4, with onnx or gguf; says what it costs.")] = None,
     license_name: Annotated[str | None, typer.Option("--license", help="Licence for the model card.")] = None,
@@ -37,6 +42,6 @@ def export(
     if verify:
         print(f"{run}: {compare(run)} files are as they were written")
         return
-    bits, target = cast("Literal['int8', 'int4'] | None", quantize), cast("Literal['hf', 'onnx', 'torch', 'gguf']", to)
+    bits, target = cast("Literal['int8', 'int4'] | None", quantize), cast("Target", to)
     options = {"checkpoint": checkpoint, "license_name": license_name, "runtime_python": runtime_python}
     print(write(run, target, out, quantize=bits, **options))  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from zenspeed.run import OpenRun, open_run
 from zenspeed.tasks.open import ROW_TASKS
 from zenspeed.tasks.pairs import PairTask
 
-Target = Literal["hf", "onnx", "torch", "gguf"]
+Target = Literal["hf", "onnx", "torch", "aoti", "gguf"]
 CHECKSUMS, PARITY, GGUF = "checksums.json", "parity.json", "model.gguf"
 
 
@@ -89,6 +89,8 @@ def _write(opened: OpenRun, target: Target, folder: Path, quantize: targets.Bits
         write_gguf(model, tokenizer, folder / "tokenizer", folder / GGUF, opened.checkpoint.folder.parent.name, quantize)
     elif target == "torch":
         targets.write_programs(model, folder)
+    elif target == "aoti":
+        targets.write_compiled(model, folder)
     else:
         targets.write_onnx(model, folder, quantize)
     recipe = opened.recipe
@@ -122,7 +124,7 @@ def _judge(
             other = runtimes.Transformers(folder, recipe.task.kind, recipe.model.pool, writes(recipe))
             _same_tokens(opened, folder, probes)
         else:
-            other = (runtimes.Onnx if target == "onnx" else runtimes.Programs)(folder, opened.model)
+            other = runtimes.OF_GRAPHS[target](folder, opened.model)
         if quantize is not None:
             figures = gate.cost(own, other, probes)
             return outcome | {"figures": {name: figure._asdict() for name, figure in figures.items()}}

@@ -116,14 +116,29 @@ class Programs(_Graphs):
 
     def __init__(self, folder: Path, model: nn.Module) -> None:
         super().__init__(model)
-        self._modules = {part: torch.export.load(folder / f"{part}.pt2").module(check_guards=False) for part in self.graphs}
+        self._modules = {part: self._load(folder / f"{part}.pt2") for part in self.graphs}
+
+    @staticmethod
+    def _load(path: Path) -> Any:
+        return torch.export.load(path).module(check_guards=False)
 
     @torch.no_grad()
     def run(self, part: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         names = NAMES[type(self.graphs[part])][0]
         found = self._modules[part](*(torch.from_numpy(inputs[name]) for name in names))
-        return [t.numpy() for t in (found if isinstance(found, tuple) else (found,))]
+        return [t.numpy() for t in (found if isinstance(found, tuple | list) else (found,))]
 
+
+class Compiled(Programs):
+    """Programs that AOTInductor has compiled, loaded from their files."""
+
+    @staticmethod
+    def _load(path: Path) -> Any:
+        return torch._inductor.aoti_load_package(str(path))
+
+
+OF_GRAPHS: dict[str, type[Onnx | Programs]] = {"onnx": Onnx, "torch": Programs, "aoti": Compiled}
+"""The runtime of a target that is written as graphs."""
 
 CLASSES = {
     "language_model": "AutoModelForCausalLM", "classification": "AutoModelForSequenceClassification",

@@ -1,8 +1,9 @@
-"""Writers of a model: to Hugging Face layout, ONNX, and programs of torch.export."""
+"""Writers of a model: to Hugging Face layout, ONNX, programs of torch.export, and these compiled by AOTInductor."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch._inductor.config
 import torch.fx.experimental._config
 from torch import nn
 
@@ -48,6 +50,24 @@ def write_programs(model: nn.Module, folder: Path) -> None:
     """
     for part, graph in graphs_of(model).items():
         torch.export.save(_program(graph), folder / f"{part}.pt2")
+
+
+def write_compiled(model: nn.Module, folder: Path) -> None:
+    """A .pt2 file of each graph as machine code, for `torch._inductor.aoti_load_package(path)`; weights inside.
+
+    Raises:
+        InputError: there is no C++ compiler, which only the export needs.
+    """
+    command = torch._inductor.config.cpp.cxx[-1]  # CXX, if that is set
+    if shutil.which(command) is None:
+        raise InputError(
+            f"--to aoti: compiles the model, and there is no C++ compiler {command} on PATH; install it "
+            "(Debian: apt-get install g++), name another by CXX=…, or take --to torch, which needs none"
+        )
+    for part, graph in graphs_of(model).items():
+        program = _program(graph)
+        with torch.no_grad(), _quiet():
+            torch._inductor.aoti_compile_and_package(program, package_path=str(folder / f"{part}.pt2"))
 
 
 def write_onnx(model: nn.Module, folder: Path, bits: Bits | None) -> None:
