@@ -96,6 +96,12 @@ def test_what_the_page_says_runs(address: str) -> None:
     assert len(done.stdout) > 10
 
 
+def test_the_page_comes_at_once(address: str) -> None:
+    """Below the time that a request has to come whole: what sends a file listens at the same time for the client's leaving."""
+    for name, words in (("", "<!doctype html>"), ("page.js", '"use strict"'), ("style.css", ":root")):
+        assert words in httpx.get(f"{address}/{name}", timeout=20).text
+
+
 def test_the_official_client_streams(address: str) -> None:
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
     kept = {"model": "out", "prompt": "The", "max_tokens": 20, "temperature": 0.0}

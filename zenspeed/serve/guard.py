@@ -104,6 +104,7 @@ class _Body:
 
     def __init__(self, limits: Limits, scope: Scope, receive: Receive) -> None:
         self._limits, self._receive, self._total = limits, receive, 0
+        self._reading = asyncio.Lock()  # an answer may wait for the client to leave before the request has been read
         self._until = time.monotonic() + limits.body_seconds
         self.whole = False
         self.refused: Problem | None = None
@@ -117,8 +118,12 @@ class _Body:
         Raises:
             Problem: it is refused, which `refused` holds then.
         """
-        if self.whole:
-            return await self._receive()
+        async with self._reading:
+            if not self.whole:
+                return await self._next()
+        return await self._receive()
+
+    async def _next(self) -> MutableMapping[str, Any]:
         try:
             message = await asyncio.wait_for(self._receive(), max(0.01, self._until - time.monotonic()))
         except TimeoutError:
@@ -134,8 +139,9 @@ class _Body:
     async def finish(self) -> None:
         """Reads what nobody asked for: an answer that comes before the end of the request may be lost with the connection."""
         with contextlib.suppress(Problem):
-            while not self.whole and self.refused is None:
-                await self.receive()
+            async with self._reading:
+                while not self.whole and self.refused is None:
+                    await self._next()
         if self.refused is not None and self.refused.status == 413:
             await self._throw_away()
 
