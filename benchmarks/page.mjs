@@ -3,8 +3,8 @@
 //   npm install playwright-core
 //   zenspeed serve WRITER JUDGE VECTORS --page --port 8000 & node benchmarks/page.mjs http://127.0.0.1:8000 screenshots $!
 //
-// Needs Chromium (its path in CHROMIUM, default /usr/bin/chromium), a model that writes, one that gives labels, one of vectors;
-// checks of what no model is there for are left out and named. The last argument, the server's process, is ended for the last check.
+// Needs Chromium (its path in CHROMIUM, default /usr/bin/chromium), a model that writes, one that gives labels, one of vectors; also
+// looked at are a run of seq2seq, one of span_qa and an index with --reader. What no model is there for is left out and named. The last argument, the server's process, is ended for the last check.
 
 import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
@@ -21,14 +21,14 @@ page.on("pageerror", (error) => faults.push(String(error)));
 page.on("request", (request) => { if (!request.url().startsWith(address) && !request.url().startsWith("data:")) faults.push("asks for " + request.url()); });
 
 const { data: models } = await (await fetch(address + "/v1/models")).json();
-const able = (endpoint) => models.find((m) => m.zenspeed.endpoints.includes(endpoint))?.id;
+const able = (endpoint, kind) => models.find((m) => m.zenspeed.endpoints.includes(endpoint) && (!kind || m.zenspeed.card.kind === kind))?.id;
 const shot = (name) => page.screenshot({ path: `${folder}/${name}.png` });
 const tab = (name) => page.click("#tab-" + name);
 const text = (selector) => page.textContent(selector);
 const set = (id, value) => page.evaluate(([i, v]) => { document.getElementById(i).value = v; }, [id, String(value)]);
 
-async function check(name, endpoint, work) {
-  const model = endpoint && able(endpoint);
+async function check(name, endpoint, work, kind) {
+  const model = endpoint && able(endpoint, kind);
   if (endpoint && !model) { console.log("left out", name, "(no model for " + endpoint + ")"); return; }
   if (model) { await page.selectOption("#model", model); }
   await work(model);
@@ -92,11 +92,15 @@ await check("labels", "classify", async () => {
   assert.equal(await text("#classify .words"), "A wonderful film, though the end is a bit weak.");
 });
 
-await check("translation", "translate", async () => {
+await check("translation", "translate", async (model) => {
   await tab("translate");
-  await page.fill("#translate textarea", "hello");
-  await page.click("#translate .go");
+  const { controls = {}, length } = models.find((m) => m.id === model).zenspeed.card;
+  assert.equal(await page.locator("#translate .controls select").count(), Object.keys(controls).length);
+  assert.equal(await page.locator("#translate .controls input").count(), length ? 1 : 0);
+  await page.fill("#translate textarea", process.env.SOURCE || "hello"); // of words that the model knows
+  await page.keyboard.press("Control+Enter");
   await page.waitForFunction(() => document.querySelector("#translate .output").textContent.length > 0);
+  assert.equal(await page.isVisible("#notice"), false);
 });
 
 await check("question", "answer", async () => {
@@ -105,7 +109,21 @@ await check("question", "answer", async () => {
   await page.fill("#answer textarea", "The book was written by Anna Berg in 1920. 😀 It was printed in Leipzig.");
   await page.click("#answer .go");
   await page.waitForFunction(() => document.querySelector("#answer .text").textContent.length > 0);
-});
+  if (await page.locator("#answer mark").count()) {
+    assert.equal(await text("#answer mark"), await text("#answer .text"));
+    assert.equal(await text("#answer .passage"), await page.inputValue("#answer textarea"));
+  }
+  await page.selectOption("#model", able("completions"));
+  assert.equal(await text("#answer .text"), ""); // no answer stands under another model's name
+}, "span_qa");
+
+await check("question-of-an-index", "answer", async () => {
+  await tab("answer");
+  assert.equal(await page.isVisible("#answer textarea"), false);
+  await page.fill("#answer input", "Who wrote the book?");
+  await page.keyboard.press("Enter");
+  await page.waitForFunction(() => document.querySelector("#answer .text").textContent.length > 0);
+}, "index");
 
 await check("search", "search", async () => {
   await tab("similar");
@@ -120,7 +138,8 @@ await check("side-by-side", "completions", async () => {
   await tab("compare");
   await page.fill("#compare textarea", "The function");
   await page.click("#compare .go");
-  await page.waitForFunction(() => [...document.querySelectorAll("#compare .output")].every((e) => e.textContent.length > 10));
+  await page.waitForFunction(() => !document.querySelector("#compare .go").disabled, null, { timeout: 60000 });
+  assert.ok((await page.locator("#compare .output").allTextContents()).some((written) => written.length > 10));
 });
 
 await check("card", null, async () => {
@@ -143,6 +162,15 @@ await check("keyboard", null, async () => {
   await page.keyboard.press("ArrowRight");
   assert.equal(await page.evaluate(() => document.activeElement.id), "tab-complete");
   assert.equal(await page.isVisible("#complete"), true);
+  await page.keyboard.press("End");
+  assert.equal(await page.evaluate(() => document.activeElement.id), "tab-card");
+  await page.keyboard.press("Home");
+  assert.equal(await page.isVisible("#chat"), true);
+  await page.focus("#settings summary");
+  await page.keyboard.press("Enter");
+  assert.equal(await page.isVisible("#temperature"), true);
+  await page.keyboard.press("Escape");
+  assert.equal(await page.isVisible("#temperature"), false);
 });
 
 await check("chinese", "completions", async () => {

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from pydoc_data.topics import topics
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,18 +18,22 @@ import pytest
 import torch
 
 from tests.unit.local_backend import LocalBackend
+from zenspeed.errors import InputError
 from zenspeed.generate import generate_text
 from zenspeed.models.build import build_model
 from zenspeed.models.hf import to_huggingface
 from zenspeed.models.presets import ModelConfig
 from zenspeed.models.transformer import Transformer
+from zenspeed.recipe import TaskConfig
 from zenspeed.retrieve.documents import Document
 from zenspeed.retrieve.index import build_index
 from zenspeed.serve.deploy import Models, Served
 from zenspeed.serve.http import Settings, create_app
 from zenspeed.serve.limits import Keys, Limits
 from zenspeed.serve.opened import open_model
+from zenspeed.serve.predicting import row_of
 from zenspeed.serve.worker import Worker
+from zenspeed.tasks.controls import Controls
 from zenspeed.text.tokenizer import Tokenizer
 
 TEXT = "Das ist ein Satz. This is a sentence."
@@ -181,6 +186,19 @@ def test_a_prompt_is_scored(folders: dict[str, Path]) -> None:
             assert refused.status_code == 400 and "80 tokens" in refused.json()["error"]["message"]
 
     run(work)
+
+
+def test_what_a_model_is_to_be_told_is_in_its_card() -> None:
+    task = TaskConfig(kind="seq2seq", control=["to"], length="words")
+    tokenizer = Tokenizer.train("char", ["ab"], special_tokens=["<|to:en|>", "<|to:zh|>", "<|words:1|>", "<|words:2|>"])
+    assert Controls(task, tokenizer).choices() == {"to": ["en", "zh"]}
+    card = {"controls": {"to": ["en", "zh"]}, "length": "words"}
+    opened: Any = SimpleNamespace(task=SimpleNamespace(recipe=SimpleNamespace(task=task)), card=card)
+    for given, missing in ((None, "to"), ({"to": "en"}, "words")):
+        wanted = rf"controls: '{missing}' is missing; this model is to be told to \(en, zh\), words \(a number of words\)"
+        with pytest.raises(InputError, match=wanted):
+            row_of(opened, {"text": "a", "controls": given})
+    assert row_of(opened, {"text": "a", "controls": {"to": "en", "words": 2}}) == {"to": "en", "words": 2, "text": "a"}
 
 
 def test_a_prompt_is_scored_and_nothing_is_written(folders: dict[str, Path]) -> None:

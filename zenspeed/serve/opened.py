@@ -18,6 +18,7 @@ from zenspeed.retrieve.index import Index, open_index
 from zenspeed.run import open_run
 from zenspeed.serve.prompts import Prompts
 from zenspeed.tasks.base import Place
+from zenspeed.tasks.controls import Controls
 from zenspeed.tasks.open import ROW_TASKS
 from zenspeed.tasks.rows import RowTask
 from zenspeed.text.tokenizer import Tokenizer
@@ -104,7 +105,7 @@ def _open_run(folder: Path) -> Opened:
     card = _card(run.model, kind) | {
         "source": "run", "step": run.checkpoint.state.get("step"), "labels": list(recipe.task.labels or []),
         "data": recipe.data.source, "pair": kind == "classification" and recipe.task.text_pair is not None,
-        "figures": _figures(folder),
+        "figures": _figures(folder), **(_controls(recipe, tokenizer) if kind == "seq2seq" else {}),
     }  # fmt: skip
     return Opened(kind, run.model, tokenizer, prompts, frozenset([end]), task, _place(recipe), card)
 
@@ -130,6 +131,11 @@ def _open_folder(folder: Path) -> Opened:
     stop = {tokenizer.end_of_text, *_ends(folder, theirs)}
     card = _card(model, kind) | {"source": "folder", "labels": labels, "figures": {}}
     return Opened(kind, model, tokenizer, prompts, frozenset(stop), task, Place(nullcontext()), card)
+
+
+def _controls(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the model is to be told with each text: values that it knows, and the name of the length in words."""
+    return {"controls": Controls(recipe.task, tokenizer).choices(), "length": recipe.task.length}
 
 
 def _place(recipe: Recipe) -> Place:

@@ -134,7 +134,7 @@ def row_of(opened: Opened, given: dict[str, Any]) -> dict[str, Any]:
             raise InputError("context: this model looks for the answer in a passage; give it as context")
         return {task.question: given["question"], task.context: given["context"]}
     if task.kind == "seq2seq":
-        return _source_row(task, given)
+        return _source_row(task, opened.card.get("controls", {}), given)
     row = {task.text: given["text"]}
     if task.text_pair is not None:
         if "pair" not in given:
@@ -145,13 +145,14 @@ def row_of(opened: Opened, given: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _source_row(task: TaskConfig, given: dict[str, Any]) -> dict[str, Any]:
+def _source_row(task: TaskConfig, choices: dict[str, list[str]], given: dict[str, Any]) -> dict[str, Any]:
     """A text to be rewritten, or a question, with its passage if there is one, in one text."""
     text = given.get("text") or "\n".join(part for part in (given.get("question"), given.get("context")) if part)
     known = [*task.control, *([task.length] if task.length else [])]
     controls = given.get("controls") or {}
-    if missing := [name for name in task.control if name not in controls]:
-        raise InputError(f"controls: this model is to be told {', '.join(missing)}; give {{{missing[0]!r}: …}}")
+    if missing := [name for name in known if name not in controls]:
+        told = [f"{name} ({', '.join(choices[name]) if name in choices else 'a number of words'})" for name in known]
+        raise InputError(f"controls: {missing[0]!r} is missing; this model is to be told {', '.join(told)}")
     if unknown := [name for name in controls if name not in known]:
         raise InputError(f"controls: {unknown[0]!r} is unknown; this model knows {', '.join(known) or 'none'}")
     return {**controls, task.text: text}

@@ -77,6 +77,14 @@ class Controls:
             return int(str(value))
         return None if row.get(task.target) is None else max(1, num_words(str(row[task.target])))
 
+    def choices(self) -> dict[str, list[str]]:
+        """The values of each control that were seen in training; not of the length, which may be any number of words."""
+        return {column: [self._value(name, column) for name in self._others(column)] for column in self._task.control}
+
+    @staticmethod
+    def _value(name: str, column: str) -> str:
+        return name.removeprefix(control_name(column, "")[: -len("|>")]).removesuffix("|>")
+
     def _token(self, name: str, column: str, place: str) -> list[int]:
         if name not in self._known:
             number = self._tokenizer.number(name)

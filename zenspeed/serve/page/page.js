@@ -8,6 +8,7 @@ const TABS = { chat: "chat", complete: "completions", classify: "classify", tran
 let language = localStorage.getItem("language") || (navigator.language.startsWith("zh") ? "zh" : "en");
 let models = [];
 let conversation = [];
+let told = null; // the model whose controls are shown
 let running = null; // AbortController of the answer that is being written
 
 const say = (name, values = {}) => WORDS[language][name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
@@ -126,24 +127,25 @@ const WORK = {
     $(".words", section).replaceChildren(...marked(form.text.value, found.words));
   },
   async translate(section, form, signal) {
-    const found = await (await ask("v1/translate", { model: $("#model").value, input: form.text.value }, signal)).json();
+    const body = { model: $("#model").value, input: form.text.value, ...controls(section) };
+    const found = await (await ask("v1/translate", body, signal)).json();
     $(".text", section).textContent = found.data[0].prediction;
   },
   async answer(section, form, signal) {
-    const body = { model: $("#model").value, question: form.question.value };
-    if (!form.text.hidden) body.context = form.text.value;
+    const index = form.text.hidden, passage = form.text.value; // an index has passages of its own
+    const body = { model: $("#model").value, question: form.question.value, ...controls(section) };
+    if (!index && passage.trim()) body.context = passage;
+    clear(section);
     const found = await (await ask("v1/answer", body, signal)).json();
-    $(".text", section).textContent = found.prediction || say("noAnswer");
-    const place = $(".passage", section), text = form.text.value;
-    place.replaceChildren();
-    if (form.text.hidden) { // of an index: the answer stands in a document of its own
-      if (found.prediction) place.append(found.document);
-      return;
-    }
-    if (!found.prediction || found.start === undefined) return;
-    const points = Array.from(text); // the server counts characters as Unicode does, JavaScript pairs of surrogates
-    place.append(points.slice(0, found.start).join(""), make("mark", points.slice(found.start, found.end).join("")),
-      points.slice(found.end).join(""));
+    $(".text", section).textContent = found.prediction || say(index ? "notFound" : "noAnswer");
+    if (!found.prediction) return;
+    const source = index ? sourceOf(found) : { text: passage, start: 0 };
+    if (index) $(".source", section).textContent = say("from", { document: found.document });
+    if (!source || (!index && found.start === undefined)) return;
+    const points = Array.from(source.text); // the server counts characters as Unicode does, JavaScript pairs of surrogates
+    const place = $(".passage", section), from = found.start - source.start, to = found.end - source.start;
+    if (typeof found.start !== "number") place.append(source.text); // the answer that is kept with a question
+    else place.append(points.slice(0, from).join(""), make("mark", points.slice(from, to).join("")), points.slice(to).join(""));
   },
   async similar(section, form, signal) {
     const documents = form.text.value.split("\n").filter((line) => line.trim());
@@ -152,6 +154,7 @@ const WORK = {
     const found = await (await ask("v1/search", body, signal)).json();
     $(".found", section).replaceChildren(...found.data.map((entry) => {
       const item = make("li");
+      if (entry.text) item.append(make("span", entry.document, { className: "hint" }));
       item.append(bar(entry.text || entry.document, Math.min(1, Math.max(0, entry.score)), entry.score.toFixed(3)));
       return item;
     }));
@@ -165,6 +168,43 @@ const WORK = {
     }));
   },
 };
+
+/* The passage of an index in which an answer stands. */
+function sourceOf(found) {
+  const own = found.passages.filter((p) => p.document === found.document);
+  return own.find((p) => p.start <= found.start && found.end <= p.end) || own[0];
+}
+
+/* What the model is to be told with a text, as its card says: a choice for each control, a number for the length. */
+function showControls(card) {
+  for (const place of document.querySelectorAll(".controls")) {
+    const field = (name, shown, input) => {
+      const label = make("label");
+      input.dataset.control = name;
+      label.append(shown, " ", input);
+      return label;
+    };
+    const choice = (values) => {
+      const input = make("select");
+      input.append(...values.map((value) => make("option", value, { value })));
+      return input;
+    };
+    place.replaceChildren(...Object.entries(card.controls || {}).map(([name, values]) => field(name, name, choice(values))));
+    if (!card.length) continue;
+    const length = make("span", say("length"));
+    length.dataset.t = "length";
+    place.append(field(card.length, length, make("input", "", { type: "number", min: 1, value: 12, required: true })));
+  }
+}
+
+function controls(section) {
+  const given = [...section.querySelectorAll("[data-control]")].map((e) => [e.dataset.control, e.type === "number" ? Number(e.value) : e.value]);
+  return given.length ? { controls: Object.fromEntries(given) } : {};
+}
+
+function clear(root) {
+  for (const e of root.querySelectorAll(".output:not(.kept), .source")) e.replaceChildren();
+}
 
 function bubble(who, text) {
   const out = make("div", "", { className: "bubble " + who }), body = make("div", text);
@@ -240,6 +280,7 @@ function open(name) {
     tab.setAttribute("aria-selected", id === name);
     tab.tabIndex = id === name ? 0 : -1;
   }
+  $("#tab-" + name).scrollIntoView({ block: "nearest", inline: "nearest" });
   history.replaceState(null, "", "#" + name);
   suit();
 }
@@ -251,13 +292,15 @@ function suit() {
   const fine = !model || name === "compare" || can(model, endpoint);
   notice(fine ? "" : say("notHere", { model: model.id, models: able.join(", ") || say("none") }));
   for (const id of Object.keys(TABS)) $("#tab-" + id).classList.toggle("cannot", !models.some((m) => can(m, TABS[id])));
-  const index = Boolean(model && model.zenspeed.card && model.zenspeed.card.kind === "index"); // it has its own documents
+  const card = (model && model.zenspeed.card) || {}, index = card.kind === "index"; // which has its own documents
   for (const form of ["#answer", "#similar"]) {
     const field = $(form + " [name=text]");
     field.hidden = index;
-    if (form === "#similar") field.required = !index;
+    field.required = !index && (form === "#similar" || Boolean(card.kind === "span_qa")); // a model that writes answers needs no passage
   }
-  $("#classify [name=pair]").hidden = !(model && model.zenspeed.card && model.zenspeed.card.pair);
+  if (model && told !== model.id) showControls(card);
+  told = model && model.id;
+  $("#classify [name=pair]").hidden = !card.pair;
   if (name === "card") showCard();
 }
 
@@ -302,14 +345,16 @@ function start() {
     if (stop) stop.addEventListener("click", () => running && running.abort());
   }
   $("#tabs").addEventListener("keydown", (event) => {
-    const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key], names = Object.keys(TABS);
-    if (!move) return;
-    const at = names.findIndex((id) => !$("#" + id).hidden);
-    const next = names[(at + move + names.length) % names.length];
+    const names = Object.keys(TABS), at = names.findIndex((id) => !$("#" + id).hidden), last = names.length - 1;
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: last }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    const next = names[(to + names.length) % names.length];
     open(next);
     $("#tab-" + next).focus();
   });
   document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && $("#settings").open) { $("#settings").open = false; $("#settings summary").focus(); return; }
     if (event.key === "Escape" && running) running.abort();
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.form) event.target.form.requestSubmit();
     const step = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];
@@ -324,7 +369,11 @@ function start() {
     localStorage.setItem("language", language);
     translatePage();
   });
-  $("#model").addEventListener("change", suit);
+  $("#model").addEventListener("change", () => { // what another model has answered goes
+    if (running && $("#compare").hidden) running.abort();
+    clear($("main"));
+    suit();
+  });
   $("#key").addEventListener("change", () => loadModels().catch((error) => notice(error.message)));
   $("#forget").addEventListener("click", () => { conversation = []; $("#messages").replaceChildren(); if (running) running.abort(); });
   open(TABS[location.hash.slice(1)] !== undefined ? location.hash.slice(1) : "chat");
