@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from zenspeed.config import InputError, load
-from zenspeed.data import prepare as prepare_module
+from zenspeed.data import on_disk
 from zenspeed.data.prepare import prepare
 from zenspeed.data.rows import RowOptions, read_rows
 from zenspeed.recipe import Recipe
@@ -231,7 +231,7 @@ def test_parquet_by_groups_and_columns(serve: Callable[[dict[str, bytes]], Hub])
 def test_a_text_of_the_hub_is_prepared_and_known_again(
     held: int, serve: Callable[[dict[str, bytes]], Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "_HELD_CHARACTERS", held)
+    monkeypatch.setattr(on_disk, "HELD_CHARACTERS", held)
     hub = serve({"train.jsonl": as_json_lines([{"text": f"the text of number {n} and some words"} for n in range(300)])})
     sets = [
         "data.source=hf:some/reviews", f"data.endpoint={hub.url}", f"data.cache={tmp_path / 'cache'}",

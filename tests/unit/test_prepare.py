@@ -19,6 +19,7 @@ import pytest
 
 from zenspeed import config
 from zenspeed.config import InputError
+from zenspeed.data import on_disk
 from zenspeed.data import prepare as module
 from zenspeed.data.prepare import Prepared, prepare
 from zenspeed.data.shards import TokenDataset
@@ -126,7 +127,7 @@ def test_shards_and_passes_of_a_large_corpus_give_the_same_stream(
     monkeypatch.setattr(module, "documents", lambda config, source, *rest: read.append(source) or before(config, source, *rest))
     monkeypatch.setattr(module, "_SHARD_TOKENS", 500)
     monkeypatch.setattr(module, "_CHUNK_CHARACTERS", 300)
-    monkeypatch.setattr(module, "_HELD_CHARACTERS", 1000)
+    monkeypatch.setattr(on_disk, "HELD_CHARACTERS", 1000)
     large = prepare(recipe_for(rows, tmp_path / "other", clean))
     assert len(read) == (1 if clean.endswith("true") else 4)
     assert len(large.train.shards) > 5
@@ -248,6 +249,7 @@ PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
 from zenspeed import config
+from zenspeed.data import on_disk
 from zenspeed.data import prepare as module
 from zenspeed.recipe import Recipe
 

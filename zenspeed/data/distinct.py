@@ -86,23 +86,27 @@ class Distinct:
         self._near = _NearIndex()
 
     def __call__(self, texts: Iterable[str]) -> Iterator[str]:
-        chunk: list[str] = []
-        for text in texts:
+        return (text for _, text in self.numbered(texts))
+
+    def numbered(self, texts: Iterable[str]) -> Iterator[tuple[int, str]]:
+        """Those that pass, each with its place among `texts`."""
+        chunk: list[tuple[int, str]] = []
+        for number, text in enumerate(texts):
             if not self._exact.add(text_hash(text)):
                 self.dropped += 1
             elif self.kind == "exact":
-                yield text
+                yield number, text
             else:
-                chunk.append(text)
+                chunk.append((number, text))
                 if len(chunk) == _CHUNK_TEXTS:
                     yield from self._first(chunk)
                     chunk = []
         yield from self._first(chunk)
 
-    def _first(self, texts: list[str]) -> Iterator[str]:
-        sketches = sketch(texts)
-        for text, values, long in zip(texts, sketches.values, sketches.long, strict=True):
+    def _first(self, numbered: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+        sketches = sketch([text for _, text in numbered])
+        for one, values, long in zip(numbered, sketches.values, sketches.long, strict=True):
             if not long or self._near.add(values):
-                yield text
+                yield one
             else:
                 self.dropped += 1

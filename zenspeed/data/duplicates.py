@@ -12,6 +12,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ SHORTEST = 16
 _GRAM = 4
 _VALUES, _BANDS = 32, 8
 _CHUNK_TEXTS = 20_000
+_COMPARED_CHUNKS = 25  # whose sketches are held at once, 140 bytes a text
 _HASHED_CHARACTERS = 4_000_000  # at once, 8 bytes each and as many for every value
 _NOT_LETTERS = re.compile(r"[\W_]+")
 _EXAMPLES = 10
@@ -166,27 +168,48 @@ def check_leakage(train_rows: Iterable[Mapping[str, object]], test_rows: Iterabl
             kept.append(one[:200])
             yield one
 
-    train = sketch_all(column(train_rows, text, "train"))
     test = sketch_all(seen(column(test_rows, text, "test")))
-    return leakage(train, test, kept)
+    sketched = map(sketch, chunks(column(train_rows, text, "train"), _CHUNK_TEXTS))
+    return _leakage(_joined(sketched), test, kept)
+
+
+def _joined(sketched: Iterator[Sketches]) -> Iterator[Sketches]:
+    while parts := list(islice(sketched, _COMPARED_CHUNKS)):
+        yield join(parts)
 
 
 def leakage(train: Sketches, test: Sketches, test_texts: Sequence[str]) -> Leakage:
     """The same of sketches; `test_texts` (or their beginnings) are quoted in the examples."""
+    return _leakage([train], test, test_texts)
+
+
+def _leakage(train: Iterable[Sketches], test: Sketches, test_texts: Sequence[str]) -> Leakage:
+    """`train`: part by part, so that only one need be held."""
     blank = np.array([not text.strip() for text in test_texts], dtype=bool)
-    order = np.argsort(train.exact, kind="stable")
-    at = np.minimum(np.searchsorted(train.exact[order], test.exact), max(len(train) - 1, 0))
-    exact_row = order[at] if len(train) else np.zeros(len(test), np.int64)
-    is_exact = (train.exact[exact_row] == test.exact if len(train) else np.zeros(len(test), bool)) & ~blank
-    # Train first, so that the earlier text of a pair is a training text wherever there is one.
-    near = near_between(train, test)
+    exact, near = (np.full(len(test), -1, dtype=np.int64) for _ in range(2))
+    before = 0
+    for part in train:
+        for partner, found in ((exact, _exact_between(part, test)), (near, near_between(part, test))):
+            new = (partner < 0) & (found >= 0)
+            partner[new] = before + found[new]
+        before += len(part)
+    is_exact = (exact >= 0) & ~blank
     is_near = (near >= 0) & ~is_exact & ~blank
-    partner = np.where(is_exact, exact_row, near)
+    partner = np.where(is_exact, exact, near)
     examples = [
         Leak(int(i) + 1, int(partner[i]) + 1, "exact" if is_exact[i] else "near", test_texts[i])
         for i in np.flatnonzero(is_exact | is_near)[:_EXAMPLES]
     ]
     return Leakage(len(test), int(is_exact.sum()), int(is_near.sum()), examples)
+
+
+def _exact_between(train: Sketches, test: Sketches) -> np.ndarray:
+    """(test texts,) int64: the first training text that is the same, or -1."""
+    if not len(train):
+        return np.full(len(test), -1, dtype=np.int64)
+    order = np.argsort(train.exact, kind="stable")
+    found = order[np.minimum(np.searchsorted(train.exact[order], test.exact), len(train) - 1)]
+    return np.where(train.exact[found] == test.exact, found, -1)
 
 
 def near_between(train: Sketches, test: Sketches) -> np.ndarray:

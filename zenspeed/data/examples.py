@@ -22,9 +22,18 @@ class Ragged:
 
     def __init__(self, sequences: Iterable[np.ndarray]) -> None:
         arrays = [np.asarray(s, np.int32) for s in sequences]
-        self.lengths = np.array([len(a) for a in arrays], np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.values = np.concatenate(arrays) if arrays else np.empty(0, np.int32)
+        self._hold(np.concatenate(arrays) if arrays else np.empty(0, np.int32), np.array([len(a) for a in arrays], np.int64))
+
+    def _hold(self, values: np.ndarray, lengths: np.ndarray) -> None:
+        self.values, self.lengths = values, lengths
+        self.starts = np.concatenate([[0], np.cumsum(lengths)])
+
+    @classmethod
+    def of(cls, values: np.ndarray, lengths: np.ndarray) -> Ragged:
+        """Sequences that lie end to end in `values`, (sum of lengths,) int32."""
+        ragged = cls(())
+        ragged._hold(values, lengths)
+        return ragged
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -33,7 +42,9 @@ class Ragged:
         return self.values[self.starts[index] : self.starts[index + 1]]
 
     def digest(self) -> bytes:
-        return hashlib.sha256(self.values.tobytes() + self.lengths.tobytes()).digest()
+        digest = hashlib.sha256(self.values.data)
+        digest.update(self.lengths.data)
+        return digest.digest()
 
 
 class EpochOrder:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zenspeed.config import InputError, read_text, write_atomically
-from zenspeed.data import python_docs
+from zenspeed.data import on_disk, python_docs
 from zenspeed.data.hub import HUB
 from zenspeed.data.numbers import num_common, num_distinct, slices
 from zenspeed.data.on_disk import NumbersOnDisk, TextsOnDisk
@@ -45,7 +45,6 @@ FORMAT = 3
 
 _SHARD_TOKENS = 64_000_000
 _CHUNK_CHARACTERS = 4_000_000  # encoded at once; the library needs about 100 bytes a character meanwhile
-_HELD_CHARACTERS = 100_000_000  # a corpus up to this is read once and kept, a larger one is read again for each pass
 _TOKENIZER_CHARACTERS = 100_000_000  # a sample of this size is enough to learn merges from, and bounds the memory of that
 _ABANDONED_SECONDS = 24 * 3600
 
@@ -307,7 +306,7 @@ class _Documents:
             hashes.append(_document_hash(text))
             lengths.append(len(text))
             num_characters += len(text)
-            if num_characters <= _HELD_CHARACTERS:
+            if num_characters <= on_disk.HELD_CHARACTERS:
                 held.append(text)
             elif stored is None:
                 held.clear()
@@ -316,7 +315,7 @@ class _Documents:
                     stored.append(one)
                 held.clear()
         self.hashes, self.lengths = hashes.finish(), lengths.finish()
-        self._kept: list[str] | TextsOnDisk | None = held if num_characters <= _HELD_CHARACTERS else stored
+        self._kept: list[str] | TextsOnDisk | None = held if num_characters <= on_disk.HELD_CHARACTERS else stored
         if stored is not None:
             stored.finish()
 

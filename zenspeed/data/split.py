@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from zenspeed.config import InputError
+from zenspeed.data.on_disk import some_rows
 from zenspeed.data.reading import Row, no_column, value_of
 
 Kind = Literal["random", "stratified", "grouped", "time"]
@@ -42,19 +42,19 @@ class SplitOptions:
 
 
 class Split(NamedTuple):
-    train: list[Row]
-    validation: list[Row]
-    test: list[Row]
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    test: Sequence[Row]
 
 
 def split_rows(rows: Sequence[Row], options: SplitOptions = SplitOptions()) -> Split:
-    """Every row in one of three parts, each in the order of `rows`.
+    """Every row in one of three parts, each in the order of `rows`, kept where `rows` are.
 
     Raises:
         InputError: a column is missing, times of unlike type, or a part that was asked for would be empty.
     """
     side = _by_time(rows, options) if options.kind == "time" else _by_key(rows, options)
-    parts = Split(*([row for row, s in zip(rows, side, strict=True) if s == n] for n in range(3)))
+    parts = Split(*(some_rows(rows, np.flatnonzero(side == n)) for n in range(3)))
     shares = (1.0, options.validation, options.test)
     for name, part, share in zip(Split._fields, parts, shares, strict=True):
         if share and not part:
@@ -63,29 +63,26 @@ def split_rows(rows: Sequence[Row], options: SplitOptions = SplitOptions()) -> S
 
 
 def _by_key(rows: Sequence[Row], options: SplitOptions) -> np.ndarray:
-    """(rows,) 0 train, 1 validation, 2 test: within each stratum, keys by their hash until a part has its share of the rows."""
+    """(rows,) 0 train, 1 validation, 2 test: within each stratum, keys by their draw until a part has its share of the rows."""
     key = options.by if options.kind == "grouped" else options.text
     assert key is not None
-    groups: dict[str, list[int]] = defaultdict(list)
-    for i, value in enumerate(_column(rows, key)):
-        groups[repr(value)].append(i)
-    strata: dict[str, list[str]] = defaultdict(list)
-    labels = _column(rows, options.by) if options.kind == "stratified" and options.by else None
-    for name, members in groups.items():
-        strata[repr(labels[members[0]]) if labels else ""].append(name)  # a text with two labels counts for its first
-    side = np.zeros(len(rows), np.int8)
-    for names in strata.values():
-        _fill(side, sorted(names, key=lambda name: draw(name, options.seed)), groups, options)
-    return side
+    draws = np.fromiter((draw(repr(value), options.seed) for value in _column(rows, key)), np.uint64, len(rows))
+    _, first, group, sizes = np.unique(draws, return_index=True, return_inverse=True, return_counts=True)
+    strata = np.zeros(len(rows), np.int64)
+    if options.kind == "stratified" and options.by:
+        strata = _codes(repr(value) for value in _column(rows, options.by))
+    stratum = strata[first]  # of each group: a text with two labels counts for its first
+    side = np.empty(len(sizes), np.int8)
+    for code in np.unique(stratum):
+        members = np.flatnonzero(stratum == code)  # by rising draw
+        side[members] = _filled(sizes[members], options)
+    return side[group.reshape(-1)]
 
 
-def _fill(side: np.ndarray, names: list[str], groups: dict[str, list[int]], options: SplitOptions) -> None:
-    """Gives whole groups, in the order of `names`, to test, then validation, while they stay nearest to their shares."""
-    sizes = np.array([len(groups[name]) for name in names])
+def _filled(sizes: np.ndarray, options: SplitOptions) -> np.ndarray:
+    """The part of each group of `sizes` rows: test, then validation, while they stay nearest to their shares."""
     middles = (np.cumsum(sizes) - sizes / 2) / sizes.sum()  # a group belongs where its middle falls
-    for name, middle in zip(names, middles, strict=True):
-        part = 2 if middle < options.test else 1 if middle < options.test + options.validation else 0
-        side[groups[name]] = part
+    return np.where(middles < options.test, 2, np.where(middles < options.test + options.validation, 1, 0))
 
 
 def _by_time(rows: Sequence[Row], options: SplitOptions) -> np.ndarray:
@@ -110,14 +107,12 @@ def _number_or_text(value: object) -> float | str:
         return text
 
 
-def _column(rows: Iterable[Row], column: str) -> list[object]:
-    values = []
+def _column(rows: Iterable[Row], column: str) -> Iterator[object]:
     for number, row in enumerate(rows, 1):
         there, value = value_of(row, column)
         if not there:
             raise InputError(no_column(f"split: row {number}", column, row, key="the column"))
-        values.append(value)
-    return values
+        yield value
 
 
 def draw(key: str, seed: int) -> int:
@@ -170,7 +165,7 @@ def folds(
     return made
 
 
-def _codes(values: Sequence[Hashable]) -> np.ndarray:
+def _codes(values: Iterable[Hashable]) -> np.ndarray:
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
 

@@ -37,7 +37,7 @@ def probes_of(opened: OpenRun, most: int = MEASURED) -> list[Probe]:
     recipe = opened.recipe
     if recipe.task.kind == "language_model":
         return _documents(opened, most)
-    rows = open_rows(recipe, None).validation[:most]
+    rows = list(open_rows(recipe, None).validation[:most])
     task = ROW_TASKS[recipe.task.kind].of_run(recipe, opened.tokenizer)
     examples = task.encode(rows, "the validation rows")
     labelled = recipe.task.kind == "classification"

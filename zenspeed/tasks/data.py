@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from zenspeed.config import InputError
-from zenspeed.data.distinct import Distinct
-from zenspeed.data.duplicates import check_leakage
+from zenspeed.data.distinct import Distinct, Hashes
+from zenspeed.data.duplicates import check_leakage, text_hash
 from zenspeed.data.files import PYTHON_DOCS
+from zenspeed.data.on_disk import RowsOnDisk, kept_rows, some_rows
 from zenspeed.data.reading import ReadReport
 from zenspeed.data.rows import RowOptions, read_rows
 from zenspeed.data.source import documents
@@ -22,7 +27,10 @@ from zenspeed.text.chat import ROLES, Message, messages_of
 from zenspeed.text.clean import Cleaner
 from zenspeed.text.tokenizer import Tokenizer
 
-Rows = list[dict[str, Any]]
+Rows = Sequence[dict[str, Any]]
+"""A list, or a table of much text on disk."""
+
+_TOKENIZER_CHARACTERS = 100_000_000  # a sample of this size is enough to learn a vocabulary from
 
 
 class RowData(NamedTuple):
@@ -57,7 +65,7 @@ def open_rows(recipe: Recipe, progress: Callable[[str], None] | None) -> RowData
     labels = []
     if recipe.task.kind == "classification":
         column = recipe.task.label
-        labels = labels_of([str(row[column]) for row in rows], recipe.task.labels, column)
+        labels = labels_of([sys.intern(str(row[column])) for row in rows], recipe.task.labels, column)
     if isinstance(data.validation, str):
         train, validation = rows, reader.read(data.validation)
     else:
@@ -150,8 +158,9 @@ class _Reader:
 
     def read(self, source: str) -> Rows:
         task, data = self._recipe.task, self._recipe.data
+        folder = data.cache.expanduser()
         if task.kind in ("masked_lm", "span_corruption") and (source == PYTHON_DOCS or is_text(source)):
-            return [{task.text: text} for text in documents(data, source)]  # cleaned there
+            return kept_rows(({task.text: text} for text in documents(data, source)), folder)  # cleaned there
         columns = [*needed_columns(self._recipe), *self._answers]
         options = RowOptions(
             columns=tuple(dict.fromkeys(columns)),
@@ -163,7 +172,7 @@ class _Reader:
             endpoint=data.endpoint,
             fetch=data.fetch,
         )
-        kept = [row for row in read_rows(source, options, self.report) if self._cleaned(row)]
+        kept: Rows = kept_rows((row for row in read_rows(source, options, self.report) if self._cleaned(row)), folder)
         if data.clean.duplicates != "keep":
             kept = self._distinct(kept)
         if not kept:
@@ -194,17 +203,16 @@ class _Reader:
         """The first row of those with equal (or nearly equal) texts and the same label or controls."""
         task, kind = self._recipe.task, self._recipe.data.clean.duplicates
         assert kind != "keep"
-        kept: Rows = []
-        by_label: dict[str, Rows] = {}
-        for row in rows:
-            apart = [task.label] if task.kind == "classification" else task.control
-            by_label.setdefault(repr([row.get(column) for column in apart]), []).append(row)
+        by_label: dict[str, array[int]] = {}
+        apart = [task.label] if task.kind == "classification" else task.control
+        for place, row in enumerate(rows):
+            by_label.setdefault(repr([row.get(column) for column in apart]), array("q")).append(place)
+        kept = array("q")
         for group in by_label.values():
-            texts = [_whole_text(self._recipe, row) for row in group]
-            first = dict(zip(reversed(texts), reversed(group), strict=True))
-            kept += [first[text] for text in Distinct(kind)(texts)]
+            texts = (_whole_text(self._recipe, rows[place]) for place in group)
+            kept.extend(group[number] for number, _ in Distinct(kind).numbered(texts))
         self._repeated += len(rows) - len(kept)
-        return kept
+        return some_rows(rows, np.array(kept))
 
     def dropped(self) -> dict[str, int]:
         """Rows left out, by step."""
@@ -213,10 +221,10 @@ class _Reader:
 
 def _check_leakage(recipe: Recipe, train: Rows, validation: Rows, test: Rows | None, say: Callable[[str], None]) -> None:
     data = recipe.data
-    seen = [{"text": _whole_text(recipe, row)} for row in train]
     for rows, key in ((validation, "data.validation"), (test, "data.test")):
         if rows is None:
             continue
+        seen = ({"text": _whole_text(recipe, row)} for row in train)
         found = check_leakage(seen, [{"text": _whole_text(recipe, row)} for row in rows], "text")
         if not found.exact + found.near:
             continue
@@ -263,7 +271,19 @@ def _tokenizer(recipe: Recipe, train: Rows) -> Tokenizer:
     special = _special_tokens(recipe, train)
     if recipe.task.kind not in ("seq2seq", "chat", "span_corruption"):
         special = settings.special_tokens or special
-    return Tokenizer.train(settings.kind, dict.fromkeys(_texts(recipe, train)), settings.vocab_size, special_tokens=special)
+    return Tokenizer.train(settings.kind, _sample(recipe, train), settings.vocab_size, special_tokens=special)
+
+
+def _sample(recipe: Recipe, train: Rows) -> Iterator[str]:
+    """Different texts of the rows, each once: all, or of much text a part that does not hang on the rows' order."""
+    share = 1.0
+    if isinstance(train, RowsOnDisk):
+        share = min(1.0, _TOKENIZER_CHARACTERS / max(1, sum(map(len, _texts(recipe, train)))))
+    seen = Hashes()
+    for text in _texts(recipe, train):
+        hashed = text_hash(text)
+        if (hashed & 0xFFFFFFFF) <= share * 0xFFFFFFFF and seen.add(hashed):
+            yield text
 
 
 SENTINEL = "<extra_id_{}>"

@@ -104,8 +104,9 @@ def _read(model: Model, asked: Asked, place: Place) -> tuple[list[dict[str, Any]
     if not asked.sources:
         task = _first_rank_first(lambda: open_task(model.recipe, None), place)
         assert isinstance(task, RowTask)
-        return task.validation.rows, ["validation split"] * len(task.validation.rows)
-    rows, of_source = [], []
+        return list(task.validation.rows), ["validation split"] * len(task.validation.rows)
+    rows: list[dict[str, Any]] = []
+    of_source: list[str] = []
     for source in asked.sources:
         some = read_split(model.recipe, source)
         rows += some

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -10,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zenspeed.config import InputError, nearest
+from zenspeed.data.on_disk import kept_rows
 from zenspeed.data.reading import columns_of
 from zenspeed.data.report import suggest
 from zenspeed.data.rows import RowOptions, read_rows
 from zenspeed.data.source import documents
 from zenspeed.recipe import Recipe
-from zenspeed.tasks.data import read_split
+from zenspeed.tasks.data import Rows, read_split
 from zenspeed.tasks.labels import labels_of
 from zenspeed.text.tokenizer import Tokenizer
 
@@ -69,7 +71,8 @@ def facts_of(recipe: Recipe, texts: Sequence[str], tokenizer_kind: str, joined: 
     """
     source, label = recipe.data.source, recipe.task.label
     if recipe.task.kind == "language_model":
-        rows: list[dict[str, Any]] = [{"text": text} for text in documents(recipe.data, source)]
+        found: Iterator[dict[str, Any]] = ({"text": text} for text in documents(recipe.data, source))
+        rows: Rows = kept_rows(found, recipe.data.cache.expanduser())
         texts = ["text"]
     else:
         rows = read_split(recipe, source)
@@ -86,13 +89,13 @@ def facts_of(recipe: Recipe, texts: Sequence[str], tokenizer_kind: str, joined: 
     lengths = np.array([sum(row) if joined else max(row) for row in by_text])
     labels = 0
     if recipe.task.kind == "classification":
-        labels = len(labels_of([str(row[label]) for row in rows], recipe.task.labels, label))
+        labels = len(labels_of([sys.intern(str(row[label])) for row in rows], recipe.task.labels, label))
     han = len(_HAN.findall(whole)) / max(1, sum(not c.isspace() for c in whole))
     tokens = sum(map(sum, by_text)) / len(by_text) * len(rows)
     return Facts(len(rows), tokens, lengths, suggest(lengths), characters, han, tokenizer.vocab_size, labels)
 
 
-def _sample(rows: list[dict[str, Any]], texts: Sequence[str]) -> Iterator[list[str]]:
+def _sample(rows: Rows, texts: Sequence[str]) -> Iterator[list[str]]:
     """Texts of rows taken evenly over the file, up to a number of characters."""
     total, step = 0, max(1, len(rows) // 50_000)
     for row in rows[::step]:

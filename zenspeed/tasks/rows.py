@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from zenspeed.config import InputError, write_atomically
 from zenspeed.data.batch import IGNORE, Batch
 from zenspeed.data.examples import EpochOrder, Ragged
+from zenspeed.data.on_disk import NumbersOnDisk, RowsOnDisk
 from zenspeed.data.packing import Layout, document_numbers, fill, pack_in_one, pad
 from zenspeed.evaluate.interval import Figure, Undefined, ratio_interval
 from zenspeed.models.presets import ModelConfig
@@ -27,6 +29,8 @@ from zenspeed.text.tokenizer import Tokenizer
 
 EVALUATION_TOKENS = 8192
 """Tokens of an evaluation batch."""
+BLOCK_CHARACTERS = 4_000_000
+"""Of rows on disk that are encoded together."""
 
 
 class Examples(NamedTuple):
@@ -37,7 +41,7 @@ class Examples(NamedTuple):
     """(examples,) or (examples, …), one target each."""
     owner: np.ndarray
     """(examples,) the row that each example is of."""
-    rows: list[dict[str, Any]]
+    rows: Sequence[dict[str, Any]]
     token_types: Ragged | None = None
     written: Ragged | None = None
     """What is to be written, of a task that has a source and a target."""
@@ -50,6 +54,47 @@ class Examples(NamedTuple):
     def digest(self) -> str:
         written = b"" if self.written is None else self.written.digest()
         return hashlib.sha256(self.tokens.digest() + self.targets.tobytes() + written).hexdigest()
+
+
+class JoinedExamples:
+    """Examples of blocks of rows as one, their tokens and targets on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ragged: dict[str, tuple[NumbersOnDisk, list[np.ndarray]]] = {}
+        self._targets: NumbersOnDisk | None = None
+        self._owner: list[np.ndarray] = []
+
+    def add(self, part: Examples, first_row: int) -> None:
+        for name in ("tokens", "token_types", "written"):
+            if (sequences := getattr(part, name)) is not None:
+                values, lengths = self._ragged.setdefault(name, (NumbersOnDisk(np.int32, self._folder), []))
+                values.extend(sequences.values)
+                lengths.append(sequences.lengths)
+        self._shape = part.targets.shape[1:]
+        self._targets = self._targets or NumbersOnDisk(part.targets.dtype, self._folder)
+        self._targets.extend(part.targets)
+        self._owner.append(part.owner + first_row)
+
+    def finish(self, rows: Sequence[dict[str, Any]]) -> Examples:
+        ragged = {name: Ragged.of(values.finish(), np.concatenate(lengths)) for name, (values, lengths) in self._ragged.items()}
+        assert self._targets is not None
+        targets = self._targets.finish().reshape(-1, *self._shape)
+        return Examples(targets=targets, owner=np.concatenate(self._owner), rows=rows, **ragged)
+
+
+def in_blocks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Lists of rows of about BLOCK_CHARACTERS."""
+    block: list[dict[str, Any]] = []
+    characters = 0
+    for row in rows:
+        block.append(row)
+        characters += sum(len(value) for value in row.values() if isinstance(value, str))
+        if characters > BLOCK_CHARACTERS:
+            yield block
+            block, characters = [], 0
+    if block:
+        yield block
 
 
 class RowTask(Task):
@@ -92,7 +137,7 @@ class RowTask(Task):
 
     def _set_up(self, data: RowData) -> None:
         """Encodes the splits and fixes the order of training."""
-        splits = [self.encode(rows, name) for rows, name in data.splits()]
+        splits = [self._encoded(rows, name) for rows, name in data.splits()]
         recipe = self.recipe
         self.train, self.validation, self.test = splits[0], splits[1], splits[2] if len(splits) > 2 else None
         train, validation = self.train, self.validation
@@ -108,6 +153,23 @@ class RowTask(Task):
             bucketed=recipe.train.batching == "bucketed",
             difficulty=self._difficulty(recipe, train),
         )
+
+    def _encoded(self, rows: Sequence[dict[str, Any]], split: str) -> Examples:
+        """The same as `encode`, of rows that lie on disk a block after the other, onto the disk."""
+        if not isinstance(rows, RowsOnDisk):
+            return self.encode(list(rows), split)
+        said, cut = self.report.pop("cut", {}), Counter[str]()
+        joined, first = JoinedExamples(rows.folder), 0
+        for block in in_blocks(rows):
+            try:
+                joined.add(self.encode(block, split), first)
+            except InputError as error:
+                raise InputError(f"{error} (rows counted from row {first + 1:,} on)" if first else str(error)) from None
+            first += len(block)
+            cut.update(self.report.pop("cut", {}))
+        if said or cut:
+            self.report["cut"] = said | dict(cut)
+        return joined.finish(rows)
 
     def _difficulty(self, recipe: Recipe, train: Examples) -> np.ndarray | None:
         column = recipe.train.curriculum
@@ -192,7 +254,7 @@ class RowTask(Task):
         there already."""
         figures = self.judge(model, examples, place)
         if self.writes:
-            answers = self.predict(model, examples.rows, place) if answers is None else answers
+            answers = self.predict(model, list(examples.rows), place) if answers is None else answers
             figures |= {name: figure for name, figure in self.score(answers).items() if isinstance(figure, Figure)}
         return figures
 
@@ -203,7 +265,7 @@ class RowTask(Task):
         """Answers for the test split, or for the validation split where there is no test; figures of the test split."""
         answers = None
         if type(self).predict is not RowTask.predict:
-            answers = self.predict(model, (self.test or self.validation).rows, place)
+            answers = self.predict(model, list((self.test or self.validation).rows), place)
             if place.rank == 0:
                 lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
                 write_atomically(folder / "predictions.jsonl", "\n".join(lines) + "\n")

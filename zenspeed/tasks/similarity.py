@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zenspeed.config import InputError
 from zenspeed.data.batch import Batch
+from zenspeed.data.duplicates import text_hash
 from zenspeed.data.examples import Ragged
 from zenspeed.data.packing import Layout, document_numbers, fill, pack, pad
 from zenspeed.evaluate.correlation import number_figures
@@ -55,19 +56,18 @@ class SimilarityTask(RowTask):
         first, second = self._pairs(rows, split)
         sides = [encode_texts(self.tokenizer, texts, self.longest, stride=None) for texts in (first, second)]
         self.report.setdefault("cut", {})[split] = sides[0].cut + sides[1].cut
-        numbers: dict[str, int] = {}
-        same = np.array([[numbers.setdefault(t, len(numbers)) for t in pair] for pair in zip(first, second, strict=True)])
+        same = np.array([[_number(text) for text in pair] for pair in zip(first, second, strict=True)])
         scores = np.zeros(len(rows)) if self.recipe.task.score is None else self._scores(rows, split)
         tokens = [np.concatenate(pair) for pair in zip(sides[0].tokens, sides[1].tokens, strict=True)]
         targets = np.column_stack([[len(t) for t in sides[0].tokens], same, scores])
         return Examples(Ragged(tokens), targets.astype(np.float64), np.arange(len(rows)), rows)
 
-    def _pairs(self, rows: list[dict[str, Any]], split: str) -> tuple[list[str], list[str]]:
+    def _pairs(self, rows: Sequence[dict[str, Any]], split: str) -> tuple[list[str], list[str]]:
         task = self.recipe.task
         assert task.text_pair is not None, "checked by the recipe"
         return column_of(rows, task.text, "task.text", split), column_of(rows, task.text_pair, "task.text_pair", split)
 
-    def _scores(self, rows: list[dict[str, Any]], split: str) -> np.ndarray:
+    def _scores(self, rows: Sequence[dict[str, Any]], split: str) -> np.ndarray:
         column = self.recipe.task.score
         assert column is not None
         found = np.zeros(len(rows))
@@ -167,7 +167,7 @@ class SimilarityTask(RowTask):
         first, second = (self.embed(model, texts, place) for texts in self._pairs(rows, "the rows"))
         return self._predictions(rows, first, second)
 
-    def _predictions(self, rows: list[dict[str, Any]], first: np.ndarray, second: np.ndarray) -> list[dict[str, Any]]:
+    def _predictions(self, rows: Sequence[dict[str, Any]], first: np.ndarray, second: np.ndarray) -> list[dict[str, Any]]:
         texts, pairs = self._pairs(rows, "the rows")
         cosines = (first * second).sum(1)
         if self.recipe.task.score is None:
@@ -208,3 +208,8 @@ def pair_ranks(texts: Sequence[str], pairs: Sequence[str], first: np.ndarray, se
             row[belongs[texts[i]]] = -np.inf
             ranks[i] = 1 + int((row >= own).sum())
     return ranks, len(numbers)
+
+
+def _number(text: str) -> int:
+    """The same for equal texts wherever they are read; exact as a float64."""
+    return text_hash(text) & (2**52 - 1)

@@ -10,6 +10,7 @@ has no answer. Answers are given as places in characters of the context as it wa
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -178,7 +179,7 @@ class SpanTask(RowTask):
             found.append(Span(text[start:end], start, end, float(np.exp(read[best, 1])), none))
         return found
 
-    def _answers(self, rows: list[dict[str, Any]], spans: list[Span]) -> list[dict[str, Any]]:
+    def _answers(self, rows: Sequence[dict[str, Any]], spans: list[Span]) -> list[dict[str, Any]]:
         task = self.recipe.task
         answers = []
         for number, (row, span) in enumerate(zip(rows, spans, strict=True), 1):
