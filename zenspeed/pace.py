@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -122,6 +123,36 @@ class Smooth:
         self.value = self.keep * self.value + (1 - self.keep) * value
         self.weight = self.keep * self.weight + (1 - self.keep)
         return self.value / self.weight
+
+
+class Aim:
+    """The loss at which a run may end before its time (train.target_loss).
+
+    An evaluation costs much, so it is made when the smoothed training loss is near the target, dropout and noise allowed for,
+    and not so often that it takes more than a tenth of the time.
+    """
+
+    NEAR = 1.05
+
+    def __init__(self, target: float | None, bytes_per_token: float, clock: Clock) -> None:
+        self.target, self.clock = target, clock
+        self.nats = None if target is None else target * math.log(2) * bytes_per_token
+        self._near, self._looked_at = False, -math.inf
+
+    def saw(self, loss: float) -> None:
+        """The smoothed training loss of a step, in nats a token."""
+        self._near = self.nats is not None and loss <= self.NEAR * self.nats
+
+    def looks(self) -> bool:
+        """Whether an evaluation is due for it."""
+        return self._near and self.clock.elapsed() - self._looked_at >= 10 * self.clock.expected_evaluation()
+
+    def looked(self) -> None:
+        self._looked_at = self.clock.elapsed()
+
+    def reached(self, high: float | None) -> bool:
+        """Whether it is, by the upper end of an evaluation's interval; None where there is too little for one."""
+        return self.target is not None and high is not None and high <= self.target
 
 
 class Interrupt:

@@ -203,6 +203,9 @@ class TrainConfig(Config):
     """Wall time of the run from the start of the process to its end, evaluation and samples included; instead of steps."""
     epochs: float | None = Field(None, gt=0)
     """Times the training samples are gone through; instead of steps."""
+    target_loss: float | None = Field(None, gt=0)
+    """Of a language model: bits per byte of held-out text. The run ends before its time once an evaluation's 95 % interval lies
+    below it; evaluations are made when the training loss comes near it."""
     batch_size: int = Field(8, ge=1)
     """Sequences (or, of a task with rows, rows) in one update, over all ranks and micro-batches."""
     batching: Literal["packed", "bucketed", "padded"] = "packed"
@@ -411,6 +414,10 @@ class Recipe(Config):
                 raise ValueError("data.hold_out: is for tasks with rows; language_model holds out documents by their text")
             if self.train.batching != "packed":
                 raise ValueError(f"train.batching: language_model reads one stream, always packed, not {self.train.batching}")
+            if self.train.target_loss is not None and self.parallel.mode == "parameter_server":
+                raise ValueError("train.target_loss: is not looked at by workers of a parameter server; take it away")
+        elif self.train.target_loss is not None:
+            raise ValueError(f"train.target_loss: bits per byte are of language_model, not of {self.task.kind}; take it away")
         elif self.task.kind == "span_qa" and self.data.clean.changes_text:
             raise ValueError("data.clean: would move the answers of span_qa inside their texts; clean the files before")
         elif self.task.kind == "similarity" and self.task.text_pair is None:

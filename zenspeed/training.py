@@ -32,7 +32,7 @@ from zenspeed.health import FOLDER, Pulse
 from zenspeed.machine import keep_memory, measure_matmul, resident_bytes, usable_cores
 from zenspeed.memory import MemoryLimit, OutOfMemory, is_out_of_memory
 from zenspeed.optim import lr_factor, plan_optimizers
-from zenspeed.pace import Clock, Due, Interrupt, Smooth
+from zenspeed.pace import Aim, Clock, Due, Interrupt, Smooth
 from zenspeed.parallel.mesh import World, build_mesh, world
 from zenspeed.parallel.share import share_of
 from zenspeed.parallel.zero import ZeroOptions
@@ -282,7 +282,7 @@ def _loop(run: Run, interrupt: Interrupt) -> Result:
     recipe, counters, task, recovery = run.recipe, run.counters, run.task, run.recovery
     tokens_per_update = recipe.train.batch_size * task.tokens_per_sample
     clock = Clock(recipe, counters, task.evaluation_tokens / tokens_per_update)
-    due = Due(recipe, counters, clock)
+    due, aim = Due(recipe, counters, clock), Aim(recipe.train.target_loss, task.bytes_per_token, clock)
     losses, every, size = Smooth(), recipe.guard.check_replicas, recipe.train.micro_batch_size or 1
     flops = task.flops_per_token(run.model)
 
@@ -291,12 +291,17 @@ def _loop(run: Run, interrupt: Interrupt) -> Result:
         share = share_of(recipe.train.batch_size, run.world.rank, run.world.size, size)
         first = counters.samples + share.first
         micro = task.micro_batches(first, share.sizes)
-        facts = _agree_on(task, micro, clock.progress(), interrupt.asked, not recovery.skipped and due.save(), due.evaluate())
+        wants = due.evaluate() or aim.looks()
+        facts = _agree_on(task, micro, clock.progress(), interrupt.asked, not recovery.skipped and due.save(), wants)
         if facts.stop or facts.progress >= 1.0 or (recipe.train.steps and counters.step >= recipe.train.steps):
             break
         if facts.evaluate:
-            evaluate(run, clock)
+            figures = evaluate(run, clock)
             due.evaluated()
+            aim.looked()
+            if aim.target is not None and aim.reached(figures["bits_per_byte"].high):
+                run.display.say(_reached(aim.target, figures["bits_per_byte"], counters.step))
+                return finish(run, clock, interrupted=False, figures=figures)
         if every and (facts.save or counters.step % every == 0) and recovery.check_replicas():
             due.went_back()
             continue
@@ -336,10 +341,12 @@ def _loop(run: Run, interrupt: Interrupt) -> Result:
         } | ({"skipped": True} if update.skipped else {})
         if counters.step % recipe.log.every == 0:
             run.log.write(record)
+        smooth = losses.add(loss)
+        aim.saw(smooth)
         run.display.progress(
             record
             | {
-                "loss": losses.add(loss),
+                "loss": smooth,
                 "steps": recipe.train.steps,
                 "progress": clock.progress(),
                 "validation_loss": counters.validation_loss,
@@ -347,6 +354,10 @@ def _loop(run: Run, interrupt: Interrupt) -> Result:
             }
         )
     return finish(run, clock, interrupted=facts.stop)
+
+
+def _reached(target: float, bits: Figure, step: int) -> str:
+    return f"target: {target:g} bits per byte are reached for certain, {bits} (95 %); training ends with update {step}"
 
 
 def _smallest(task: Task, first: int) -> Batch:
@@ -452,10 +463,11 @@ def _state(run: Run, elapsed: float) -> dict[str, Any]:
     }
 
 
-def finish(run: Run, clock: Clock, *, interrupted: bool) -> Result:
+def finish(run: Run, clock: Clock, *, interrupted: bool, figures: dict[str, Figure] | None = None) -> Result:
+    """The end of a run. `figures`: of an evaluation of these very weights."""
     counters, folder = run.counters, run.folder
     run.pulse.beat("finish", counters.step)
-    figures = {} if interrupted else evaluate(run, clock)
+    figures = figures or ({} if interrupted else evaluate(run, clock))
     save(run, clock, wait=True)
     run.pulse.beat("finish", counters.step)
     run.display.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from zenspeed.config import load
 from zenspeed.dial.candidates import Text, candidates, heads_of
@@ -12,8 +13,10 @@ from zenspeed.dial.choose import _seconds, _within
 from zenspeed.dial.draft import draft, is_plain
 from zenspeed.dial.ends import Ends, ends_of, parse_bytes, parse_count, parse_seconds
 from zenspeed.dial.laws import LAW, byte_entropy, effective_bytes
+from zenspeed.dial.places import Place, Probes, best_place, counts
 from zenspeed.dial.rate import Probe, Rate, fit, muon_flops
 from zenspeed.errors import InputError
+from zenspeed.parallel.mesh import World
 from zenspeed.plan.work import Shape
 from zenspeed.recipe import Recipe
 
@@ -167,6 +170,62 @@ def test_limits_of_memory_and_size_hold_and_too_little_is_named() -> None:
         _within(of(300), Ends(memory=1e8), 300, 10)
     with pytest.raises(InputError, match=r"--budget: 3 s are too few.*give --budget 11s or more"):
         _within(of(1), Ends(), 3, 10)
+
+
+def _place(processes: int, speed: float, error: float = 0.0, start: float = 0.0) -> Place:
+    rate = Rate(*(value / speed for value in RATE[:4]), error)
+    return Place(processes, 8 // processes, 1, "fp32", rate, start)
+
+
+@pytest.mark.parametrize(
+    ("fresh", "again", "taken"),
+    [
+        ({2: 0.9, 4: 2.0}, 1.0, 1),  # what is slower is not gone on with
+        ({2: 1.2, 4: 1.5, 8: 1.4}, 1.0, 4),
+        ({2: 1.2, 4: 1.21}, 1.0, 2),  # too little to pay
+        ({2: 1.02}, 1.0, 1),
+        ({2: 1.2}, 1.25, 1),  # one process was slow by chance when it was measured first
+        ({2: "ended with codes -9"}, 1.0, 1),
+    ],
+)
+def test_processes_are_added_while_they_pay(
+    fresh: dict[int, float | str], again: float, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(work: object, ranks: int, *_: object, seconds: float) -> list[Place] | str:
+        found = fresh[ranks]
+        return found if isinstance(found, str) else [_place(ranks, found)]
+
+    monkeypatch.setattr("zenspeed.dial.places.in_processes", run)
+    probes = Probes(Recipe(), frozenset(), ((3, 128), (5, 320)), 128, 1024, 1024)
+    shape = _shape(4, 192)
+    found, said = best_place(_place(1, 1.0), lambda: _place(1, again), sorted(fresh), probes, shape, 2048, 3600)
+    assert found.processes == taken and ("is taken" if taken > 1 else "stays") in said
+    assert all(str(n) in said for n in fresh if n <= 2 * taken)
+
+
+def test_processes_are_left_alone_where_measuring_costs_too_much_or_says_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes, shape = Probes(Recipe(), frozenset(), ((3, 128), (5, 320)), 128, 1024, 1024), _shape(4, 192)
+    own = _place(1, 1.0)
+    found, said = best_place(own, lambda: own, [2], probes, shape, 2048, 120)
+    assert found is own and "one; more are tried where" in said
+    assert best_place(own, lambda: own, [], probes, shape, 2048, 3600) == (own, "")
+    monkeypatch.setattr("zenspeed.dial.places.in_processes", lambda *_, **__: [_place(2, 1.3, error=0.2)])
+    assert best_place(own, lambda: own, [2], probes, shape, 2048, 3600)[0].processes == 1  # 30 % more, give or take 40
+    monkeypatch.setattr("zenspeed.dial.places.in_processes", lambda *_, **__: [_place(2, 1.3)])
+    assert best_place(own, lambda: own, [2], probes, shape, 2048, 3600)[0].processes == 2
+
+
+def test_numbers_of_processes_are_divisors_and_nobodys_decision_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("zenspeed.dial.places.usable_cores", lambda: 12)
+    here = World(0, 1, 0, torch.device("cpu"))
+    assert counts(Recipe(), set(), here, 1e6) == [2, 4]
+    assert counts(Recipe(), set(), here, 1e15) == []  # bytes that no machine has
+    batch = load(Recipe, None, ["train.batch_size=6"])
+    assert counts(batch, {"train.batch_size"}, here, 1e6) == [2]
+    assert counts(Recipe(), {"train.lanes"}, here, 1e6) == []
+    monkeypatch.setenv("RANK", "0")
+    assert counts(Recipe(), set(), here, 1e6) == []
 
 
 def test_a_target_gets_the_least_time_and_one_out_of_reach_is_refused() -> None:

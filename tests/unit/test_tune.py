@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 
 from zenspeed.config import InputError, load
+from zenspeed.parallel.mesh import world
 from zenspeed.recipe import Recipe
+from zenspeed.tasks.language import LanguageTask
+from zenspeed.tune import micro_batch
 from zenspeed.tune import search as searching
 from zenspeed.tune.layouts import Option, Tried, candidates, choice_of, pick_few
+from zenspeed.tune.micro_batch import largest_that_pays, words
 from zenspeed.tune.noise import critical_batch, fastest_batch
 from zenspeed.tune.rate import choose, ended, factors
 from zenspeed.tune.search import Interrupted, Metric, Plan, best_of, importances, open_study, search, sets_of
@@ -156,6 +160,47 @@ def test_layouts_are_ranked_and_one_that_dies_is_a_result() -> None:
     assert choice_of([tried(1, 100), tried(2, 0, "code -9: killed"), tried(4, 150)]).option.micro_batch == 4
     assert choice_of([tried(1, 100), tried(2, 102)]).option.micro_batch == 1  # within the noise
     assert choice_of([tried(1, 0, "code 1"), tried(2, 50)]).option.micro_batch == 2
+
+
+@pytest.mark.parametrize(
+    ("speeds", "taken"),
+    [
+        ([(1, 10.0), (2, 20.0), (4, 30.0), (8, 30.5), (16, 31.5)], 16),  # 5 % over what was taken, in two doublings
+        ([(1, 10.0), (2, 20.0), (4, 20.5), (8, 20.4)], 2),
+        ([(1, 10.0), (2, 9.0), (4, 14.0)], 4),  # one slow measurement in between ends nothing
+        ([(1, 10.0), (2, 20.0), (4, None)], 2),
+        ([(1, None)], None),
+    ],
+)
+def test_the_micro_batch_is_the_largest_that_pays(speeds: list[tuple[int, float | None]], taken: int | None) -> None:
+    assert largest_that_pays(speeds) == taken
+    said = words(speeds, taken)
+    assert (f"micro-batch: {taken}, the largest that is 3% faster" in said) if taken else ("not even one" in said)
+    assert ("too little memory" in said) == any(speed is None for _, speed in speeds)
+
+
+def test_micro_batches_are_measured_up_to_the_share_of_a_rank_and_to_what_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join(f"document {i} of {i * i} words, of which {i % 7} are new" for i in range(300)))
+    keys = [
+        f"data.source={corpus}", f"data.cache={tmp_path / 'cache'}",
+        "model.layers=1", "model.width=32", "model.heads=1", "model.context=16",
+        "tokenizer.vocab_size=300", "train.batch_size=8", "train.precision=fp32",
+    ]  # fmt: skip
+    with world() as here:
+        speeds, resolved = micro_batch._measure(here, make(keys))
+        assert [size for size, speed in speeds if speed and speed > 0] == [1, 2, 4, 8] and resolved in (4, 8)
+        loss = LanguageTask.loss
+
+        def no_room(task: LanguageTask, module: Any, batch: Any) -> Any:
+            if len(batch.targets) > 2:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            return loss(task, module, batch)
+
+        monkeypatch.setattr(LanguageTask, "loss", no_room)
+        assert micro_batch._measure(here, make(keys))[0][2] == (4, None)
 
 
 # Searches -------------------------------------------------------------------------------------------------------------

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 from zenspeed.cli.app import recipe_of
 from zenspeed.cli.chosen import TABLES
 from zenspeed.errors import InputError
 
 if TYPE_CHECKING:
+    from zenspeed.dial.choose import Chosen
     from zenspeed.recipe import Recipe
     from zenspeed.training import Result
 
@@ -38,6 +42,36 @@ def asked(source: str | None, sets: list[str], task: str | None, arguments: list
 
     table = suffix_of(Path(source)) in TABLES or source.startswith("hf:")
     return not table and is_plain(recipe_of(source, sets))
+
+
+def _launched(chosen: Chosen) -> Result:
+    """The run in processes that the launcher starts and keeps going; it ends when this process should have ended.
+
+    Raises:
+        typer.Exit: the launcher gave up, with its code; it has said why.
+    """
+    from zenspeed.config import dump, validate
+    from zenspeed.launch.train import fresh_folder, supervise
+    from zenspeed.machine import process_age_seconds
+    from zenspeed.recipe import Recipe
+    from zenspeed.runlog import read_metrics
+    from zenspeed.training import Result
+
+    data = chosen.recipe.model_dump(mode="json")
+    data["run"]["folder"] = str(chosen.recipe.run.folder or fresh_folder(chosen.recipe))
+    data["train"]["minutes"] = max(1.0, chosen.seconds - process_age_seconds()) / 60  # its processes' ages begin now
+    recipe = validate(Recipe, data)
+    assert recipe.run.folder is not None
+    with tempfile.TemporaryDirectory(prefix="zenspeed-dial-") as place:
+        file = Path(place) / "recipe.yaml"
+        file.write_text(dump(recipe), encoding="utf-8")
+        code = supervise(chosen.processes, "train", [str(file)], least=1, restarts=3)
+    if code not in (0, 130):
+        raise typer.Exit(code)
+    records = read_metrics(recipe.run.folder) if code == 0 else []
+    step = records[-1]["step"] if records else 0
+    # The leading one of its processes has reported.
+    return Result(recipe.run.folder, step, None, interrupted=code == 130, leads=False)
 
 
 def dialled(
@@ -67,7 +101,11 @@ def dialled(
         chosen = choose(drafted.recipe, drafted.given, drafted.ends, here, display.say)
         for line in chosen.lines:
             display.say(line)
-        result = train(chosen.recipe, display=display)
+        alone = chosen.processes == here.size
+        result = train(chosen.recipe, display=display) if alone else None
+        display.close()
+    if result is None:
+        result = _launched(chosen)
     if not result.interrupted and os.environ.get("RANK", "0") == "0":
         from zenspeed.runlog import read_metrics
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Set
 from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 
 from zenspeed.config import validate
@@ -22,13 +21,13 @@ from zenspeed.data.prepare import Prepared, prepare
 from zenspeed.dial.candidates import LEAST_UPDATES, SHAPES, Candidate, Text, candidates, set_free, shaped
 from zenspeed.dial.ends import DEFAULT_SECONDS, Ends, spell_seconds
 from zenspeed.dial.laws import FITTED_BYTES, FITTED_WEIGHTS, byte_entropy
-from zenspeed.dial.rate import Rate, measure
+from zenspeed.dial.places import PROBE_SECONDS, Probes, best_place, counts, measured
+from zenspeed.dial.rate import Rate
 from zenspeed.errors import InputError
 from zenspeed.machine import process_age_seconds, resident_bytes
 from zenspeed.pace import WRAP_UP_SECONDS
 from zenspeed.parallel.mesh import World
 from zenspeed.recipe import Recipe
-from zenspeed.resolve import resolve
 
 LONGEST_SECONDS = 30 * 86400.0
 _PROBES = ((3, 128), (5, 320))
@@ -46,6 +45,8 @@ class Chosen(NamedTuple):
     """Predicted, of held-out text."""
     seconds: float
     """That the run was given."""
+    processes: int
+    """To train in: as many as chose, or more that are to be started."""
 
     def outcome(self, last: dict[str, Any], ends: Ends) -> list[str]:
         """What is to be said of the run's last record: how it compares, and what would reach a target that was missed."""
@@ -57,7 +58,8 @@ class Chosen(NamedTuple):
                 f"  target      {ends.target:g} was missed; train anew with --budget {more.replace(' ', '')}, or with more text"
             )
         elif ends.target is not None:
-            lines.append(f"  target      {ends.target:g} was reached")
+            spent, given = spell_seconds(process_age_seconds()), spell_seconds(self.seconds)
+            lines.append(f"  target      {ends.target:g} was reached after {spent} of {given}")
         return lines
 
 
@@ -75,18 +77,24 @@ def choose(recipe: Recipe, given: Set[str], ends: Ends, here: World, say: Callab
     text = _text_of(prepared)
     began = time.perf_counter()
     shapes = _SMALL_PROBES if ends.memory is not None and ends.memory < _SMALL_BYTES else _PROBES
-    probes = [resolve(shaped(recipe, *shape, _probe_context(text), _PROBE_TOKENS, here.size, given), here) for shape in shapes]
-    rate = measure(probes[0], probes[1], text.vocab_size, here, _probe_seconds(ends))
+    probes = Probes(recipe, frozenset(given), shapes, _probe_context(text), _PROBE_TOKENS, text.vocab_size)
+    place = measured(here, probes, _probe_seconds(ends))
     measured_in = time.perf_counter() - began
-    lanes = probes[0].train.lanes or 1
-    age, held = process_age_seconds(), resident_bytes()
 
     def of(seconds: float) -> list[Candidate]:
-        return list(candidates(recipe, given, text, rate, seconds - age, here.size, lanes, held))
+        left = seconds - process_age_seconds() - place.start_seconds
+        return list(candidates(recipe, given, text, place.rate, left, place.processes, place.lanes, resident_bytes()))
 
     seconds, remark = _seconds(ends, of)
-    least = _least_seconds(recipe, given, text, rate, here.size, age)
-    found = _within(of(seconds), ends, seconds, least)
+    found = _within(of(seconds), ends, seconds, _least_seconds(recipe, given, text, place.rate, here.size))
+    best = min(found, key=lambda c: c.bits_per_byte)
+    place, said = best_place(
+        place, lambda: measured(here, probes, PROBE_SECONDS), counts(recipe, given, here, best.memory), probes, best.shape,
+        best.recipe.train.batch_size * best.recipe.model.context, seconds - process_age_seconds(),
+    )  # fmt: skip
+    if place.processes > here.size:
+        seconds, remark = _seconds(ends, of)
+    found = _within(of(seconds), ends, seconds, _least_seconds(recipe, given, text, place.rate, here.size))
     best = min(found, key=lambda c: c.bits_per_byte)
     minutes = round(seconds / 60, 4)
     values: dict[str, Any] = {"train.minutes": minutes, "evaluate.every": 0}
@@ -94,13 +102,15 @@ def choose(recipe: Recipe, given: Set[str], ends: Ends, here: World, say: Callab
         values["optim.warmup"] = 0.0
     if ends.memory is not None:  # and held to
         values["train.memory"] = ends.memory / 2**30
+    if ends.target is not None:  # and ended at
+        values["train.target_loss"] = ends.target
     final = set_free(best.recipe, values, given - {"train.minutes"})
     machine = (
-        f"machine    {here.size} × {torch.get_num_threads()} threads in {lanes} lanes, {probes[0].train.precision}: "
-        f"{rate.flops_per_second / 1e9:,.0f} GFLOP/s in training, measured in {measured_in:.1f} s"
+        f"machine    {place} in {place.lanes} lanes, {place.precision}: "
+        f"{place.rate.flops_per_second / 1e9:,.0f} GFLOP/s in training, measured in {measured_in:.1f} s"
     )
-    lines = [machine, *_explained(best, found, text, seconds), *remark]
-    answer: list[Any] = [final.model_dump(mode="json"), lines, best.bits_per_byte, seconds]
+    lines = [machine, *([said] if said else []), *_explained(best, found, text, seconds), *remark]
+    answer: list[Any] = [final.model_dump(mode="json"), lines, best.bits_per_byte, seconds, place.processes]
     dist.broadcast_object_list(answer, src=0)
     return Chosen(validate(Recipe, answer[0]), *answer[1:])
 
@@ -193,7 +203,7 @@ def _within(found: list[Candidate], ends: Ends, seconds: float, least: float) ->
     raise InputError("--memory and --max-parameters leave no model between them; give one of them")
 
 
-def _least_seconds(recipe: Recipe, given: Set[str], text: Text, rate: Rate, ranks: int, age: float) -> float:
+def _least_seconds(recipe: Recipe, given: Set[str], text: Text, rate: Rate, ranks: int) -> float:
     """Of a run with the smallest model."""
     from zenspeed.plan.work import Shape
 
@@ -201,7 +211,7 @@ def _least_seconds(recipe: Recipe, given: Set[str], text: Text, rate: Rate, rank
     shape = Shape(one.model, text.vocab_size)
     batch = one.train.batch_size * one.model.context
     training = LEAST_UPDATES * rate.update_seconds(shape, batch)
-    return age + training + 1.1 * rate.evaluation_seconds(shape, text.held_out_tokens) + WRAP_UP_SECONDS
+    return process_age_seconds() + training + 1.1 * rate.evaluation_seconds(shape, text.held_out_tokens) + WRAP_UP_SECONDS
 
 
 # What is said ----------------------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ class Rate(NamedTuple):
     """Of sums over ranks, clipping and optimizers, for a weight."""
     muon: float
     """Of the same, for an operation of Muon's iteration."""
+    error: float = 0.0
+    """Standard error of an update's time, as a share of it."""
 
     def update_seconds(self, shape: Shape, tokens: float) -> float:
         """An update from a batch of `tokens` tokens."""
@@ -57,6 +59,8 @@ class Probe(NamedTuple):
     shape: Shape
     token_seconds: float
     update_seconds: float
+    error: float = 0.0
+    """Standard error of both together, as a share."""
 
 
 def muon_flops(shape: Shape) -> float:
@@ -82,7 +86,7 @@ def fit(small: Probe, large: Probe) -> Rate:
         (small.shape.weights, muon_flops(small.shape), small.update_seconds),
         (large.shape.weights, muon_flops(large.shape), large.update_seconds),
     )
-    return Rate(max(0.0, large.token_seconds - flop * f1), flop, weight, muon)
+    return Rate(max(0.0, large.token_seconds - flop * f1), flop, weight, muon, max(small.error, large.error))
 
 
 def _two_parts(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float]:
@@ -122,6 +126,15 @@ def _probe(recipe: Recipe, vocab_size: int, here: World, seconds: float) -> Prob
         if step and late:
             break
     warm = slice(min(WARM_UP, len(passes) - 1), None)
-    found = torch.tensor([statistics.median(passes[warm]) / targets, statistics.median(updates[warm])], dtype=torch.float64)
+    both = [a + b for a, b in zip(passes[warm], updates[warm], strict=True)]
+    medians = [statistics.median(passes[warm]) / targets, statistics.median(updates[warm])]
+    found = torch.tensor([*medians, _error(both)], dtype=torch.float64)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return Probe(Shape(recipe.model, vocab_size), *found.tolist())
+
+
+def _error(seconds: list[float]) -> float:
+    """Standard error of the mean as a share of it; where there is one value alone, a tenth."""
+    if len(seconds) < 2:
+        return 0.1
+    return statistics.stdev(seconds) / statistics.mean(seconds) / len(seconds) ** 0.5

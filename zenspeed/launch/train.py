@@ -96,9 +96,14 @@ def _run_of(verb: str, arguments: Sequence[str]) -> tuple[Recipe, Path, list[str
     recipe = _recipe(source, arguments)
     if recipe.run.folder is not None:
         return recipe, recipe.run.folder, []
-    name = recipe.run.name or f"{Path(recipe.data.source).stem.strip('*') or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = Path("runs") / name
+    folder = fresh_folder(recipe)
     return recipe, folder, ["--set", f"run.folder={folder}"]
+
+
+def fresh_folder(recipe: Recipe) -> Path:
+    """Where a run that is given no folder goes: all of its processes must mean the same one."""
+    name = recipe.run.name or f"{Path(recipe.data.source).stem.strip('*') or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("runs") / name
 
 
 def _recipe(source: str | None, arguments: Sequence[str]) -> Recipe:

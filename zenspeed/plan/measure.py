@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import statistics
 import time
+from collections.abc import Callable
+from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
 import torch
@@ -71,22 +74,46 @@ def measure(recipe: Recipe, vocab_size: int, precision: str, ranks: int, threads
 
 
 def _run(recipe: Recipe, vocab_size: int, precision: str, ranks: int, threads: int, layers: int) -> _One:
+    found = in_processes(_measure_one, ranks, threads, recipe, vocab_size, precision, layers)
+    if not isinstance(found, list):
+        raise InputError(f"plan: measuring {layers} layers in {ranks} processes {found}; take a smaller model")
+    return _One(*(max(values) for values in zip(*found, strict=True)))
+
+
+def in_processes(
+    work: Callable[..., Any], ranks: int, threads: int, *arguments: Any, seconds: float | None = None
+) -> list[Any] | str:
+    """What `work(here, *arguments)` gives in `ranks` fresh processes that form a world, in no order.
+
+    `work` is a function of a module, and all that goes in and out is plain data. A string instead says how they ended: one
+    died, or they took more than `seconds`.
+    """
+    end = None if seconds is None else time.monotonic() + seconds
     context = multiprocessing.get_context("spawn")
+    results: Any = context.SimpleQueue()
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    results: Any = context.SimpleQueue()
-    arguments = (ranks, port, threads, recipe, vocab_size, precision, layers, results)
-    processes = [context.Process(target=_rank, args=(rank, *arguments), daemon=True) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        codes = ", ".join(str(process.exitcode) for process in processes)
-        raise InputError(f"plan: measuring {layers} layers in {ranks} processes ended with codes {codes}; take a smaller model")
-    found = [results.get() for _ in range(ranks)]
-    return _One(*(max(values) for values in zip(*found, strict=True)))
+    processes = [
+        context.Process(target=_rank, args=(rank, ranks, port, threads, results, work, arguments), daemon=True)
+        for rank in range(ranks)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        while any(process.exitcode is None for process in processes) and not any(process.exitcode for process in processes):
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                return f"took more than {seconds:.0f} s"
+            wait([process.sentinel for process in processes if process.exitcode is None], left)
+        codes = [process.exitcode for process in processes]
+        if any(codes):
+            return f"ended with codes {', '.join('still running' if c is None else str(c) for c in codes)}"
+        return [results.get() for _ in processes]
+    finally:  # Ctrl-C, or one that died while others wait for it
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def untrained(recipe: Recipe, vocab_size: int, dtype: torch.dtype, here: World, lanes: int = 1) -> tuple[nn.Module, Engine]:
@@ -98,31 +125,33 @@ def untrained(recipe: Recipe, vocab_size: int, dtype: torch.dtype, here: World, 
     return model, Engine(model, plans, mesh, options, compute_dtype=dtype, clip=recipe.train.clip, lanes=lanes)
 
 
-def _rank(
-    rank: int, ranks: int, port: int, threads: int, recipe: Recipe, vocab_size: int, precision: str, layers: int, results: Any
-) -> None:
+def _rank(rank: int, ranks: int, port: int, threads: int, results: Any, work: Callable[..., Any], arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, which ends this one
     if ranks > 1:
         names = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
     keep_memory()
     torch.set_num_threads(threads)
+    with world() as here:
+        results.put(work(here, *arguments))
+
+
+def _measure_one(here: World, recipe: Recipe, vocab_size: int, precision: str, layers: int) -> tuple[float, float, float]:
     micro = recipe.train.micro_batch_size or 1
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     tokens = torch.randint(0, vocab_size, (micro, recipe.model.context + 1))
-    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    with world() as here:
-        shape = recipe.model.model_copy(update={"layers": layers})
-        model, engine = untrained(recipe.model_copy(update={"model": shape}), vocab_size, dtype, here)
-        inputs, targets = inputs.to(here.device), targets.to(here.device)
-        passes, updates = [], []
-        for step in range(UPDATES + 2):
-            start = time.perf_counter()
-            with engine.autocast():
-                loss = model(tokens=inputs, targets=targets) / targets.numel()
-            engine.backward(loss, last=True)
-            middle = time.perf_counter()
-            engine.update()
-            if step >= 2:
-                passes.append(middle - start)
-                updates.append(time.perf_counter() - middle)
-        results.put((statistics.median(passes), statistics.median(updates), float(resident_bytes())))
+    inputs, targets = tokens[:, :-1].contiguous().to(here.device), tokens[:, 1:].contiguous().to(here.device)
+    shape = recipe.model.model_copy(update={"layers": layers})
+    model, engine = untrained(recipe.model_copy(update={"model": shape}), vocab_size, dtype, here)
+    passes, updates = [], []
+    for step in range(UPDATES + 2):
+        start = time.perf_counter()
+        with engine.autocast():
+            loss = model(tokens=inputs, targets=targets) / targets.numel()
+        engine.backward(loss, last=True)
+        middle = time.perf_counter()
+        engine.update()
+        if step >= 2:
+            passes.append(middle - start)
+            updates.append(time.perf_counter() - middle)
+    return statistics.median(passes), statistics.median(updates), float(resident_bytes())

@@ -48,6 +48,8 @@ class Task(ABC):
     tokens_per_sample: float
     """Tokens of a training sample on average; with `evaluation_tokens` it says how long an evaluation will take."""
     evaluation_tokens: int
+    bytes_per_token: float = 1.0
+    """Of the text that a language model reads."""
     micro_batch_counts: bool = False
     """The loss of a sample depends on those that are in one micro-batch with it: another size is another loss."""
 

@@ -36,6 +36,7 @@ class LanguageTask(Task):
         self._loader = Loader(self.prepared.train, recipe.model.context, recipe.run.seed, across, end)
         self.num_samples = self._loader.num_samples
         self.tokens_per_sample = recipe.model.context
+        self.bytes_per_token = float(self.prepared.train.document_bytes.sum()) / max(1, self.prepared.train.num_tokens)
         self.evaluation_tokens = self.prepared.validation.num_tokens
 
     def build_model(self, seed: int, pretrained: bool = True) -> nn.Module:

@@ -29,7 +29,9 @@ def write(folder: Path, record: Record) -> Path:
 def lines_of(record: Record) -> list[str]:
     """What was tried, what it cost, what was chosen and how sure that is."""
     lines = [f"zenspeed tune: {record['seconds'] / 60:.1f} minutes on {record['cores']} cores"]
-    lines += [stage["said"] for name in ("layout", "noise", "rate", "search", "verdict") if (stage := record.get(name))]
+    lines += [
+        stage["said"] for name in ("layout", "micro_batch", "noise", "rate", "search", "verdict") if (stage := record.get(name))
+    ]
     lines += [f"set: {part}" for part in record.get("chosen", [])] or ["set: nothing; the recipe stays as it is"]
     if (folds := record.get("folds")) is not None:
         lines.append(folds["said"])

@@ -25,6 +25,8 @@ from zenspeed.recipe import Recipe
 from zenspeed.tune import page
 from zenspeed.tune.layouts import choice_of, try_layouts
 from zenspeed.tune.measure import measure
+from zenspeed.tune.micro_batch import largest_that_pays, measure_micro_batches
+from zenspeed.tune.micro_batch import words as micro_batch_words
 from zenspeed.tune.noise import fastest_batch
 from zenspeed.tune.rate import factors
 from zenspeed.tune.search import Interrupted, Metric, Plan, best_of, importances, open_study, search, sets_of
@@ -162,6 +164,26 @@ class Tuning:
             self.save()
         self.ranks = int(self.record["layout"]["ranks"])
         self.chosen += self.record["layout"]["sets"]
+        self.micro_batch()
+
+    def micro_batch(self) -> None:
+        """The largest that pays, in the layout that was chosen; a task whose loss depends on it keeps its own."""
+        if "micro_batch" not in self.record:
+            recipe = trial_recipe(self.with_chosen([]), self.folder / "micro-batch")
+            found = measure_micro_batches(recipe, Place(self.ranks, max(1, usable_cores() // self.ranks)))
+            if isinstance(found, str):
+                self.record["micro_batch"] = {"said": f"micro-batch: measuring it {found}; it stays", "sets": []}
+            elif not found.speeds:
+                said = "micro-batch: stays: the loss depends on it, or the batch has no equal shares"
+                self.record["micro_batch"] = {"said": said, "sets": []}
+            else:
+                taken = largest_that_pays(found.speeds)
+                sets = [] if taken in (None, found.resolved) else [assign("train.micro_batch_size", taken)]
+                said = micro_batch_words(found.speeds, taken)
+                self.record["micro_batch"] = {"said": said, "sets": sets, "speeds": found.speeds}
+            self.say(self.record["micro_batch"]["said"])
+            self.save()
+        self.chosen += self.record["micro_batch"]["sets"]
 
     def rates(self) -> None:
         """Range test and noise scale; what they say of rates is where the search begins, and of the batch what is taken."""
