@@ -34,6 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zenspeed.config import InputError, write_atomically
+from zenspeed.errors import missing
 from zenspeed.runstore import RunStore, meet
 
 FORMAT = 1
@@ -378,9 +379,9 @@ def find_checkpoint(run: Path, name: str | None = None) -> Path:
     folder = run / "checkpoints"
     there = list_checkpoints(folder)
     if not run.exists():
-        raise InputError(f"{run}: no such run folder")
+        raise missing(run, "run")
     if not there:
-        raise InputError(f"{run}: holds no complete checkpoint")
+        raise missing(run, "run", "holds no complete checkpoint")
     if name == "best":
         scored = [(m, c) for c in there if (m := _metric(c)) is not None]
         return min(scored, key=lambda pair: pair[0])[1] if scored else there[-1]

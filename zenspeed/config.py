@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from zenspeed.errors import InputError
+from zenspeed.errors import InputError, missing
 
 C = TypeVar("C", bound="Config")
 __all__ = ["Config", "InputError", "dump", "load", "merge", "nearest", "read_text", "validate", "write_atomically"]
@@ -50,8 +50,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(f"{path}: no such file{nearest(path.name, beside)}") from None
+        raise missing(path) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except OSError as error:

@@ -57,7 +57,7 @@ def test_recipe_file(cli: Cli, tmp_path: Path) -> None:
     refused(cli("train", recipe, code=None), "r.yaml:4", "optim.learning_rate", "did you mean optim.lr")
     recipe.write_text("data: [1, 2\n")
     refused(cli("train", recipe, code=None), "r.yaml", "not YAML")
-    refused(cli("train", "missing.yaml", code=None), "missing.yaml", "no such file")
+    refused(cli("train", "missing.yaml", code=None), "missing.yaml", "no such recipe")
 
 
 @pytest.mark.parametrize(

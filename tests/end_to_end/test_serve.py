@@ -170,7 +170,7 @@ def test_what_cannot_be_served_says_so(folder: Path, tmp_path: Path) -> None:
         ([f"a={folder}", f"a={folder}"], "two folders of one name"),
         ([f"{folder}", "--canary", "10%"], "needs a second folder of the same name"),
         ([f"{folder}", "--canary", "0"], "a share of the requests"),
-        ([f"{tmp_path}/none"], "no such folder"),
+        ([f"{tmp_path}/none"], "no such run or folder"),
         ([f"{tmp_path}"], "holds no complete checkpoint"),
     ):
         done = subprocess.run(

@@ -130,5 +130,5 @@ def test_bad_starts_are_named(place: Path) -> None:
         run_recipe(place, "bad", model={"from_run": masked, "huggingface": "x"})
     with pytest.raises(InputError, match="whose weights belong to its tokens"):
         run_recipe(place, "bad", model={"from_run": masked}, tokenizer={"vocab_size": 400})
-    with pytest.raises(InputError, match="no such run folder"):
+    with pytest.raises(InputError, match="no such run"):
         run_recipe(place, "bad", model={"from_run": str(place / "nowhere")})

@@ -150,7 +150,7 @@ def test_definitions_are_found_wherever_they_stand(tmp_path: Path) -> None:
 
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("x")
-    assert "corpsu.txt: no such file; did you mean corpus.txt?" in fails(tmp_path / "corpsu.txt")
+    assert f"corpsu.txt: no such file; did you mean {tmp_path}/corpus.txt?" in fails(tmp_path / "corpsu.txt")
     assert "no such file" in fails(tmp_path / "nowhere" / "a.txt")
     assert "did you mean python-docs?" in fails("python_docs")
     assert "no file matches" in fails(tmp_path / "*.md")

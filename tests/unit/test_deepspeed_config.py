@@ -314,7 +314,7 @@ def test_a_file_that_is_not_there_or_not_an_object(tmp_path: Path) -> None:
     (tmp_path / "ds_config.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(InputError, match="is an object"):
         load(tmp_path / "ds_config.json", world_size=1)
-    with pytest.raises(InputError, match=r"no such file; did you mean ds_config\.json"):
+    with pytest.raises(InputError, match=r"no such file; did you mean .*ds_config\.json"):
         load(tmp_path / "ds_confg.json", world_size=1)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zenspeed.errors import InputError
+from zenspeed.errors import InputError, missing
 
 if TYPE_CHECKING:
     from zenspeed.recipe import Recipe
@@ -48,6 +48,8 @@ def recipe_of(source: str | None, sets: list[str] | None) -> Recipe:
 
     if source is None or not source.endswith((".yaml", ".yml")):
         return load(Recipe, None, sets or [], base={"data": {"source": source}} if source else {})
+    if not Path(source).exists():
+        raise missing(source, "recipe")
     return load(Recipe, Path(source), sets or [])
 
 

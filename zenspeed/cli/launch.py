@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zenspeed.cli.app import RunFolder, app, recipe_of
-from zenspeed.errors import InputError
+from zenspeed.errors import InputError, missing
 
 if TYPE_CHECKING:
     from zenspeed.recipe import Recipe
@@ -101,6 +101,8 @@ def launch(
         recipe = _check_recipe(context.args[1:])
     if context.args[:1] == ["resume"] and not module:
         recipe = _recipe_of_run(context.args[1:])
+    if context.args[:1] == ["evaluate"] and not module:
+        _check_folder(context.args[1:], "model")
     if recipe is not None and recipe.parallel.mode == "parameter_server":
         from zenspeed.launch.workers import launch_workers
 
@@ -137,8 +139,16 @@ def _recipe_of_run(arguments: list[str]) -> Recipe | None:
     """Of a run that is to be gone on with; None where it has no checkpoint, which the verb itself will say."""
     from zenspeed.run import begun
 
+    _check_folder(arguments, "run")
     found = begun(Path(arguments[0]), _sets(arguments)) if arguments and not arguments[0].startswith("-") else None
     return None if found is None else found.recipe
+
+
+def _check_folder(arguments: list[str], kind: str) -> None:
+    """Refuses a folder that is not here, before processes start and make it; an address is not looked up."""
+    given = next(iter(arguments), "-")
+    if not given.startswith("-") and ":/" not in given and not Path(given).exists():
+        raise missing(given, kind)
 
 
 def _check_recipe(arguments: list[str]) -> Recipe:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from zenspeed.cli.app import app
-from zenspeed.errors import InputError
+from zenspeed.errors import missing
 
 
 @app.command()
@@ -23,6 +23,6 @@ def report(
 
     for folder in runs:
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; give the folder of a run")
+            raise missing(folder, "run")
     path = output or (runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html"))
     print(write_page(path, compare_runs(runs)))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from zenspeed.cli.app import app
-from zenspeed.errors import InputError
+from zenspeed.errors import InputError, missing
 
 
 @app.command()
@@ -84,7 +84,7 @@ def _named(given: str) -> tuple[str, Path]:
     path = Path(folder if equals else given)
     name = name if equals else path.resolve().name
     if not path.is_dir():
-        raise InputError(f"{path}: no such folder; give a run's folder, one of Hugging Face layout, or an index")
+        raise missing(path, "model")
     if not name or len(name) > 200 or not name.isprintable():
         raise InputError(f"{given}: {name!r} is no name for a model; give NAME=FOLDER")
     return name, path

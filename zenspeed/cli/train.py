@@ -12,7 +12,7 @@ import typer
 
 from zenspeed.cli.app import CheckpointName, RunFolder, Sets, Source, app, recipe_of
 from zenspeed.cli.chosen import TaskName, recipe_or_chosen
-from zenspeed.errors import InputError
+from zenspeed.errors import InputError, missing
 
 if TYPE_CHECKING:
     from zenspeed.recipe import Recipe
@@ -109,7 +109,7 @@ def resume(
 ) -> None:
     """Go on with a run from its last checkpoint."""
     if not _go_on(run, sets, checkpoint, servers=_place(servers, server_key)):
-        raise InputError(f"{run}: {'holds no complete checkpoint' if run.exists() else 'no such run folder'}")
+        raise missing(run, "run", "holds no complete checkpoint" if run.exists() else None)
 
 
 def _go_on(

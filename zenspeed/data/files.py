@@ -11,6 +11,7 @@ from zenspeed.config import InputError, nearest
 from zenspeed.data.hub import HUB, hub_files
 from zenspeed.data.read_arrow import is_saved_dataset, saved_dataset_files
 from zenspeed.data.streams import COMPRESSED, File, suffix_of
+from zenspeed.errors import missing
 from zenspeed.storage import fetch_files, is_remote
 
 PYTHON_DOCS = "python-docs"
@@ -47,9 +48,9 @@ def source_files(
             if not files:
                 raise InputError(f"{source}: no file matches")
         else:
-            beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            hint = nearest(path.name, [*beside, PYTHON_DOCS] if path.name == source else beside)
-            raise InputError(f"{source}: no such file{hint or '; give a text file, a folder or python-docs'}")
+            if path.name == source and (hint := nearest(source, [PYTHON_DOCS])):
+                raise InputError(f"{source}: no such file{hint}")
+            raise missing(source, "text")
         filled: list[File] = [p for p in files if p.stat().st_size]
     except OSError as error:
         raise InputError(f"{error.filename or source}: cannot be read: {error.strerror}") from None

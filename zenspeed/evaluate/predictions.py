@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from zenspeed.errors import InputError
+from zenspeed.errors import InputError, missing
 
 Kind = Literal["labels", "numbers", "texts", "ranks", "other"]
 """`other`: what a task scores by itself."""
@@ -59,6 +59,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines, one or more."""
     try:
         rows = list(_rows(path))
+    except FileNotFoundError:
+        raise missing(path) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}; give a file of JSON lines") from None
     except UnicodeDecodeError:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from zenspeed.config import InputError, write_atomically
+from zenspeed.errors import missing
 from zenspeed.evaluate.interval import Figure
 from zenspeed.export import gate, gguf_gate, runtimes, targets
 from zenspeed.export.card import card
@@ -168,7 +169,7 @@ def verify(folder: Path) -> int:
     try:
         sums: dict[str, str] = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InputError(f"{folder}: has no readable {CHECKSUMS}; it was not written by zenspeed export") from None
+        raise missing(folder, "export", f"has no readable {CHECKSUMS}" if folder.exists() else None) from None
     for name, wanted in sums.items():
         path = folder / name
         if not path.is_file():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zenspeed.config import nearest
-from zenspeed.errors import InputError
+from zenspeed.errors import InputError, missing
 from zenspeed.launch.hosts import Slots, choose, limit, read_hostfile
 from zenspeed.launch.local import end_with_input, launch
 from zenspeed.launch.rendezvous import Rendezvous
@@ -126,7 +126,7 @@ def command_of(options: Options, arguments: Sequence[str]) -> list[str]:
         return [sys.executable, "-m", "zenspeed", target, *rest]
     if target.endswith(".py") or Path(target).is_file():
         if not Path(target).is_file():
-            raise InputError(f"launch: {target}: no such file")
+            raise missing(target)
         return [sys.executable, "-u", target, *number, *rest]
     raise InputError(
         f"launch runs train, resume, evaluate, a script (.py) or -m module, got {target}: zenspeed launch -n 2 train x.yaml"

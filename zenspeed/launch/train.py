@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from zenspeed.config import load
-from zenspeed.errors import InputError
+from zenspeed.errors import InputError, missing
 from zenspeed.launch.supervise import WANTED, Keep, Supervisor, signals_to
 from zenspeed.machine import usable_cores
 from zenspeed.recipe import Recipe
@@ -127,5 +127,5 @@ def _sets(arguments: Sequence[str]) -> list[str]:
 def scale(folder: Path, num_processes: int) -> None:
     """Asks the launcher of the run in `folder` to go on with another number of processes."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such run folder")
+        raise missing(folder, "run")
     (folder / WANTED).write_text(str(num_processes), encoding="utf-8")

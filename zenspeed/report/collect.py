@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zenspeed.config import read_text, write_atomically
-from zenspeed.errors import InputError
+from zenspeed.errors import InputError, missing
 from zenspeed.evaluate.interval import RESAMPLES, SEED
 from zenspeed.evaluate.measures import figures_of
 from zenspeed.evaluate.predictions import as_predictions, read_rows
@@ -76,7 +76,7 @@ def read_report(folder: Path) -> RunReport:
         InputError: there is no run.
     """
     if not (folder / "recipe.yaml").exists():
-        raise InputError(f"{folder}: holds no run: there is no recipe.yaml; give the folder of one")
+        raise missing(folder, "run", "holds no run: there is no recipe.yaml")
     content: dict[str, Any] = {"figures": [], "facts": {}, "data": {}, "predictions": None}
     if (folder / "report.json").exists():
         content |= _json(folder / "report.json")

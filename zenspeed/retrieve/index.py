@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from zenspeed.config import InputError, write_atomically
+from zenspeed.errors import missing
 from zenspeed.retrieve.bm25 import BM25
 from zenspeed.retrieve.documents import Document, Passages, cut
 from zenspeed.retrieve.embed import Embedder, open_embedder
@@ -195,7 +196,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{folder}: no index there; make one: zenspeed index DOCUMENTS {folder}") from None
+        raise missing(folder, "index", "no index there") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not isinstance(settings, dict) or settings.get("magic") != MAGIC or settings.get("version") != VERSION:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from zenspeed.errors import InputError
+from zenspeed.errors import InputError, missing
 from zenspeed.models.auto import load_pretrained
 from zenspeed.models.hf import read_json
 from zenspeed.recipe import Recipe
@@ -71,7 +71,7 @@ def open_model(folder: Path) -> Opened:
         InputError: neither, or a model that answers nothing.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a run's folder, or one of Hugging Face layout")
+        raise missing(folder, "model")
     if (folder / "config.json").exists():
         return _open_folder(folder)
     if (folder / "index.json").exists():

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from zenspeed.config import InputError, load
+from zenspeed.errors import missing
 from zenspeed.models.auto import load_pretrained
 from zenspeed.models.hf import read_json
 from zenspeed.recipe import Recipe
@@ -46,7 +47,7 @@ def open_for_evaluation(folder: Path, checkpoint: str | None = None, sets: Seque
         InputError: neither a run nor a folder of Hugging Face layout, or one whose head stands for no task.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a run's folder, or one of Hugging Face layout")
+        raise missing(folder, "model")
     if (folder / "config.json").exists() and not (folder / "checkpoints").exists():
         return _open_folder(folder, sets)
     opened = open_run(folder, checkpoint)
