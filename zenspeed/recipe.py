@@ -285,6 +285,11 @@ class ServerConfig(Config):
     fragments: int = Field(1, ge=1)
     """local: parts of the model that are exchanged in turn, `local_steps / fragments` updates apart (Streaming DiLoCo,
     Douillard et al. 2501.18512)."""
+    overlap_steps: int = Field(0, ge=0)
+    """local: updates that a worker goes on making while a fragment it sent is averaged and comes back (τ of the same paper);
+    0: it waits. At most `local_steps / fragments`."""
+    mixing: float = Field(0.5, ge=0, lt=1)
+    """local, with overlap_steps: how much of its own fragment a worker keeps when the averaged one comes (α; their 0.5)."""
     compress: Literal["none", "fp16", "int8"] = "none"
     """How gradients and deltas are sent; what rounding takes away is added to the next one (error feedback)."""
     count: int = Field(1, ge=1)
@@ -302,6 +307,14 @@ class ServerConfig(Config):
             raise ValueError(f"local_steps: {self.local_steps} is not a multiple of fragments ({self.fragments})")
         if self.fragments > 1 and self.consistency != "local":
             raise ValueError(f"fragments: {self.fragments} are for consistency: local, not {self.consistency}")
+        if self.overlap_steps and self.consistency != "local":
+            raise ValueError(f"overlap_steps: {self.overlap_steps} are for consistency: local, not {self.consistency}")
+        apart = self.local_steps // self.fragments
+        if self.overlap_steps > apart:
+            raise ValueError(
+                f"overlap_steps: {self.overlap_steps} is more than local_steps / fragments ({apart}): a fragment would "
+                "come after the next one is sent"
+            )
         if self.addresses and self.key_file is None:
             raise ValueError("addresses: servers that run already ask for their key; give key_file")
         if self.consistency == "asynchronous" and (self.shares or 1) > 1:

@@ -21,9 +21,10 @@ from zenspeed.recipe import OptimConfig
 from zenspeed.server.client import Servers
 from zenspeed.server.keys import keys_of
 from zenspeed.server.messages import Spec
+from zenspeed.server.replica import Replica, Ticket
 from zenspeed.server.serve import Server, listen
+from zenspeed.server.streaming import Streaming
 from zenspeed.server.wire import Kind
-from zenspeed.server.worker import Replica, Ticket
 
 KEY = b"a secret of more than sixteen bytes"
 BATCH, CONTEXT, VOCABULARY = 8, 16, 61
@@ -79,7 +80,7 @@ class Running:
 
     @property
     def losses(self) -> list[float]:
-        return [record["loss"] for record in self.server.records]
+        return [record["loss"] for record in self.server.updates.records]
 
 
 def model() -> Transformer:
@@ -121,7 +122,7 @@ class Worker:
         module = model()
         self.spec = spec_of(module, optim, steps, **spec_options)
         self.engine = engine_of(module, optim, self.spec.clip)
-        self.replica = Replica(self.engine, self.servers, self.spec)
+        self.replica = (Streaming if self.spec.overlap_steps else Replica)(self.engine, self.servers, self.spec)
         self.replica.start(None)
         self.ticket: Ticket | None = None
 
@@ -135,6 +136,7 @@ class Worker:
         local = self.spec.consistency == "local"
         steps, total, targets = self.spec.steps_per_clock, 0.0, 0.0
         for step in range(ticket.clock * steps, (ticket.clock + 1) * steps):
+            self.replica.catch_up(step - ticket.clock * steps)
             micro = [tuple(part.chunk(self.spec.shares)[ticket.number] for part in batch_of(step))]
             count = float(micro[0][1].numel())
             if local:

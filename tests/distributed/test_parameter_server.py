@@ -23,7 +23,7 @@ from zenspeed.recipe import OptimConfig
 from zenspeed.server.client import Servers
 from zenspeed.server.clocks import Clocks, Share
 from zenspeed.server.compress import Feedback, decode, encode, num_bytes
-from zenspeed.server.keys import gather
+from zenspeed.server.keys import divide, gather, keys_of, scatter
 from zenspeed.server.wire import Refused
 
 STEPS = 50
@@ -112,7 +112,7 @@ def test_two_servers_share_the_parameters_and_clip_by_one_norm(start: Callable[.
     run_until_finished(crew)
     assert largest(servers[0].losses, one) < 1e-6
     assert (crew[0].weights() - weights).abs().max() < 1e-5
-    sizes = [sum(k.size for f in s.server._started()[0].fragments for k in f) for s in servers]
+    sizes = [sum(k.size for f in s.server.updates.started()[0].fragments for k in f) for s in servers]
     assert min(sizes) > 0.3 * sum(sizes)
 
 
@@ -146,7 +146,7 @@ def test_a_share_that_is_not_brought_in_time_is_given_to_another(start: Callable
     slow.take()
     run_until_finished([fast])
     slow.push()  # too late
-    assert server.server.discarded == 1 and len(server.losses) == 3
+    assert server.server.updates.discarded == 1 and len(server.losses) == 3
     assert any("in time: free again" in line for line in server.said)
 
 
@@ -167,7 +167,7 @@ def test_a_server_that_dies_comes_back_with_all_it_acknowledged(start: Callable[
         server.crash()
         server = start("mortal", server.port)
         assert any("came back" in line for line in server.said)
-        assert [part.head.number for part in server.server._started()[0].pending()] == [0]
+        assert [part.head.number for part in server.server.updates.started()[0].pending()] == [0]
         crew[1].push()
     run_until_finished(crew)
     assert torch.equal(crew[0].weights(), undisturbed)
@@ -175,7 +175,7 @@ def test_a_server_that_dies_comes_back_with_all_it_acknowledged(start: Callable[
 
 def test_a_journal_cut_off_anywhere_and_begun_anew(start: Callable[..., Running], tmp_path: Path) -> None:
     server = start("long")
-    server.server.journal.log_bytes = 0
+    server.server.updates.journal.log_bytes = 0
     import zenspeed.server.journal as journal
 
     assert journal.LOG_FACTOR * 4 < 1000
@@ -214,7 +214,7 @@ def test_a_worker_waits_when_it_is_too_far_ahead(start: Callable[..., Running]) 
     fast.push()
     slow.servers.close()
     run_until_finished([fast])
-    assert max(record["staleness_max"] for record in server.server.records) == 2
+    assert max(record["staleness_max"] for record in server.server.updates.records) == 2
 
 
 def test_clocks_hold_the_bound_and_give_back() -> None:
@@ -237,7 +237,7 @@ def test_asynchronous_updates_take_smaller_steps_the_staler_they_are(start: Call
         fast.take(), fast.push()
     before = fast.weights()
     slow.push()
-    record = server.server.records[-1]
+    record = server.server.updates.records[-1]
     assert record["staleness"] == 4 and record["lr"] == pytest.approx(0.1 / 4)
     assert torch.linalg.vector_norm(slow.weights() - before) <= 0.1 / 4 * 0.5 * (1 + 1e-5)  # rate × clipped norm
     slow.servers.close()
@@ -258,6 +258,75 @@ def test_local_steps_learn(start: Callable[..., Running], fragments: int) -> Non
     losses, _ = run(start, ADAMW, steps=96, consistency="local", **options)
     assert len(losses) == 96 * fragments // 8
     assert losses[-1] < 0.93 * losses[0]
+
+
+def streamed(workers: int, steps: int, each: int, fragments: int, delay: int, mixing: float) -> Tensor:
+    """Streaming DiLoCo (Douillard et al. 2501.18512, algorithm 2) in one process, as plain as it is written; last weights."""
+    outer_lr, momentum, module = 0.7, 0.9, model()
+    engine = engine_of(module, PLAIN, None)  # without momentum: it holds nothing of a worker
+    parts = [[dict(module.named_parameters())[k.name] for k in part] for part in divide(keys_of(module), fragments)]
+    shared = [gather(part) for part in parts]
+    speed = [torch.zeros_like(part) for part in shared]
+    anchors, own = [list(shared) for _ in range(workers)], [list(shared) for _ in range(workers)]
+    for clock in range(steps // each):
+        for worker in range(workers):
+            for made in range(each + 1):
+                if made == delay and clock > 0:
+                    late = (clock - 1) % fragments
+                    own[worker][late] = mixing * own[worker][late] + (1 - mixing) * shared[late]
+                    anchors[worker][late] = shared[late]
+                if made == each:
+                    break
+                for part, values in zip(parts, own[worker], strict=True):
+                    scatter(values, part)
+                micro = [tuple(part.chunk(workers)[worker] for part in batch_of(clock * each + made))]
+                engine.train_step(micro, loss_sum, float(micro[0][1].numel()), 1.0)
+                own[worker] = [gather(part) for part in parts]
+        sent = clock % fragments
+        delta = sum((anchors[w][sent] - own[w][sent] for w in range(workers)), torch.zeros(())) / workers
+        speed[sent] = momentum * speed[sent] + delta
+        shared[sent] = shared[sent] - outer_lr * (delta + momentum * speed[sent])  # Nesterov
+    return torch.cat(shared)
+
+
+@pytest.mark.parametrize(("fragments", "delay"), [(1, 2), (2, 1), (2, 4)])
+def test_fragments_that_travel_meanwhile_are_as_the_formula_says(
+    start: Callable[..., Running], fragments: int, delay: int
+) -> None:
+    """48 updates, an exchange every four; the averaged fragment is taken in one to four updates after it was sent."""
+    formula = streamed(2, 48, 4, fragments, delay, 0.5)
+    options = {"local_steps": 4 * fragments, "fragments": fragments, "outer_lr": 0.7, "outer_momentum": 0.9, "clip": None}
+    losses, ours = run(start, PLAIN, steps=48, consistency="local", overlap_steps=delay, **options)
+    assert len(losses) == 12 and losses[-1] < losses[0] - 0.01
+    assert (ours - formula).abs().max() < 1e-6
+    _, waited = run(start, PLAIN, steps=48, name="waited", consistency="local", **options)
+    assert (waited - formula).abs().max() > 1e-4  # another method, not the same one sooner
+
+
+def test_a_worker_computes_while_its_fragment_is_on_its_way(start: Callable[..., Running]) -> None:
+    """The next share is taken before the other worker has brought its own, so before there is anything to take in."""
+    server = start()
+    options = {"consistency": "local", "local_steps": 4, "overlap_steps": 2, "clip": None}
+    fast, slow = (Worker([server.address], options, PLAIN, 12) for _ in range(2))
+    slow.take(), fast.take(), fast.push()
+    assert (fast.take().clock, server.server.updates.started()[0].version) == (1, 0)
+    slow.push()
+    slow.take()
+    fast.push(), slow.push()
+    run_until_finished([fast, slow])
+    assert len(server.losses) == 3
+
+
+def test_streaming_workers_die_and_one_is_left_with_all_shares(start: Callable[..., Running]) -> None:
+    server = start()
+    options = {"consistency": "local", "local_steps": 4, "fragments": 2, "overlap_steps": 1, "clip": None}
+    left, dead = (Worker([server.address], options, PLAIN, 24) for _ in range(2))
+    left.take(), dead.take(), left.push(), dead.push()
+    left.take(), dead.take()
+    dead.vanish()
+    left.push()
+    run_until_finished([left])
+    assert len(server.losses) == 12
 
 
 # Bytes ------------------------------------------------------------------------------------------------------------------
@@ -286,10 +355,10 @@ def test_figures_of_every_update(start: Callable[..., Running]) -> None:
     server = start()
     crew = [Worker([server.address], {"compress": "int8"}, ADAMW, 6) for _ in range(2)]
     run_until_finished(crew)
-    record = server.server.records[-1]
+    record = server.server.updates.records[-1]
     assert {"loss", "lr", "grad_norm", "tokens", "staleness", "discarded", "bytes", "waited_seconds", "workers"} <= set(record)
     assert record["tokens"] == 6 * BATCH * 16 and set(record["waited_seconds"]) == {"0", "1"}
-    count = sum(key.size for f in server.server._started()[0].fragments for key in f)
+    count = sum(key.size for f in server.server.updates.started()[0].fragments for key in f)
     assert record["bytes"] == pytest.approx(2 * (4 + 1 + 1 / 64) * count, rel=0.05)  # weights in fp32, gradients in int8
 
 

@@ -10,6 +10,9 @@ the sum is the same. How far workers may run ahead of the servers is all that th
     wire.py      frames, their limits, and the proof of the shared key      compress.py  fp16, int8, error feedback
     messages.py  what may stand in a frame's head                          keys.py      which server holds which parameters
     clocks.py    which shares are free, out, done                          store.py     weights, optimizer, updates
-    journal.py   what was acknowledged, on disk                            serve.py     the server
-    client.py    a worker's connections                                    worker.py    the loop of a worker
+    journal.py   what was acknowledged, on disk                            serve.py     the server's connections
+    crew.py      who is connected                                          answers.py   what is answered to a frame
+    updates.py   shares in, updates made                                   client.py    a worker's connections
+    replica.py   a worker's copy of the weights                            streaming.py fragments that travel meanwhile
+    worker.py    the loop of a worker                                      run.py       the door to training
 """

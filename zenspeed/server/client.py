@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +59,18 @@ class Link:
         """Bytes sent and received so far."""
         return self._moved + (self._connection.moved if self._connection is not None else 0)
 
-    def ask(self, kind: Kind, head: Mapping[str, Any], body: Tensor = EMPTY) -> Frame:
-        """Sends a frame and gives the answer.
+    def ask(self, kind: Kind, head: Mapping[str, Any], body: Tensor = EMPTY, sent: Callable[[], None] = lambda: None) -> Frame:
+        """Sends a frame and gives the answer; `sent` is called when the frame is on its way.
 
         Raises:
             Refused: the server says no.
             InputError: it could not be reached for `retry_seconds`.
         """
-        return self.ask_all([(kind, head, body)])[0]
+        return self.ask_all([(kind, head, body)], sent)[0]
 
-    def ask_all(self, questions: Sequence[tuple[Kind, Mapping[str, Any], Tensor]]) -> list[Frame]:
+    def ask_all(
+        self, questions: Sequence[tuple[Kind, Mapping[str, Any], Tensor]], sent: Callable[[], None] = lambda: None
+    ) -> list[Frame]:
         """Several questions at once, so that the way to the server and back is waited for once."""
         until = time.monotonic() + self.retry_seconds
         while True:
@@ -76,6 +78,7 @@ class Link:
                 connection = self._connect()
                 for kind, head, body in questions:
                     connection.send(kind, head, body)
+                sent()
                 return [connection.receive(MAX_BODY) for _ in questions]
             except (OSError, WireError) as error:
                 self.close()
@@ -135,6 +138,7 @@ class Servers:
 
     def __init__(self, addresses: Sequence[str], key: bytes, name: str = "", retry_seconds: float = RETRY_SECONDS) -> None:
         self.links = [Link(parse_address(address), key, retry_seconds) for address in addresses]
+        self._beside: list[Link] = []
         try:
             welcome = self.links[0].join(name, None)
             self.number, self.started = int(welcome["number"]), bool(welcome["started"])
@@ -145,7 +149,12 @@ class Servers:
 
     @property
     def moved(self) -> int:
-        return sum(link.moved for link in self.links)
+        return sum(link.moved for link in (*self.links, *self._beside))
+
+    def beside(self) -> list[Link]:
+        """Second connections to all servers, for what goes on while the first ones wait for an answer."""
+        self._beside = [Link(link.address, link.key, link.retry_seconds) for link in self.links]
+        return self._beside
 
     @property
     def compute_dtype(self) -> str:
@@ -177,6 +186,9 @@ class Servers:
 
     def close(self, *, stop_servers: bool = False) -> None:
         """Ends this worker's stay; with `stop_servers` theirs as well."""
+        for link in self._beside:
+            link.retry_seconds = 0.0
+            link.close()
         for link in reversed(self.links):
             with contextlib.suppress(InputError, Refused):
                 link.retry_seconds = 1.0

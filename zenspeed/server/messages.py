@@ -43,6 +43,8 @@ class Spec(Head):
     outer_lr: Annotated[float, Field(gt=0)]
     outer_momentum: Annotated[float, Field(ge=0, lt=1)]
     fragments: Annotated[int, Field(ge=1, le=1000)]
+    overlap_steps: Annotated[int, Field(ge=0)] = 0
+    mixing: Annotated[float, Field(ge=0, lt=1)] = 0.5
     compress: Literal["none", "fp16", "int8"]
     lease_seconds: Annotated[float, Field(gt=0)]
     steps: Count | None
@@ -56,6 +58,13 @@ class Spec(Head):
     def steps_per_clock(self) -> int:
         """Updates that a worker makes for each share."""
         return self.local_steps // self.fragments if self.consistency == "local" else 1
+
+    @property
+    def ahead(self) -> int | None:
+        """Updates that the weights a share is computed on may lack; None: any number."""
+        if self.consistency == "local":  # a fragment is on its way while the next share is under way
+            return 1 if self.overlap_steps else 0
+        return {"bounded": self.staleness, "asynchronous": None}.get(self.consistency, 0)
 
     @property
     def last(self) -> int | None:

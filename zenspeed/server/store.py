@@ -56,7 +56,7 @@ class Store:
     @property
     def window(self) -> int:
         """Updates beyond the version for which shares are taken: what bounds the memory."""
-        return {"bounded": self.spec.staleness + 1, "asynchronous": 4096}.get(self.spec.consistency, 1)
+        return 4096 if self.spec.ahead is None else self.spec.ahead + 1
 
     def expected_bytes(self, clock: int) -> int:
         return num_bytes(self._size(self._fragment(clock)), self.spec.compress)

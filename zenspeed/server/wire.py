@@ -9,6 +9,7 @@ constant time). What is said afterwards is neither encrypted nor signed: use a n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import hashlib
 import hmac
@@ -235,6 +236,8 @@ class Connection:
         return Frame(kind, head, body)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for an answer
         self._socket.close()
 
     def _read(self, count: int) -> bytes:

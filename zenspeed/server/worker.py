@@ -7,10 +7,9 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from zenspeed.checkpoint import Checkpoint
 from zenspeed.data.batch import Batch
@@ -22,10 +21,11 @@ from zenspeed.pace import Clock, Due, Interrupt
 from zenspeed.parallel.share import share_of
 from zenspeed.runlog import RunLog, read_metrics
 from zenspeed.server.client import Servers
-from zenspeed.server.compress import Feedback
-from zenspeed.server.keys import divide, gather, keys_of, scatter
-from zenspeed.server.messages import Spec, Start
-from zenspeed.server.wire import Kind, as_bytes
+from zenspeed.server.keys import keys_of
+from zenspeed.server.messages import Spec
+from zenspeed.server.replica import Replica, Ticket
+from zenspeed.server.streaming import Streaming
+from zenspeed.server.wire import Kind
 from zenspeed.training import Result, Run, evaluate, finish, save
 
 
@@ -51,137 +51,11 @@ def spec_of(run: Run) -> Spec:
         tokens=run.counters.tokens,
         **server.model_dump(
             include={
-                "consistency", "staleness", "local_steps", "outer_lr", "outer_momentum", "fragments", "compress",
-                "lease_seconds",
+                "consistency", "staleness", "local_steps", "outer_lr", "outer_momentum", "fragments", "overlap_steps", "mixing",
+                "compress", "lease_seconds",
             }
         ),
     )  # fmt: skip
-
-
-class Ticket(NamedTuple):
-    """What a take was answered with; the weights have been written."""
-
-    version: int
-    tokens: int
-    lead: bool
-    finished: bool
-    records: list[dict[str, Any]]
-    clock: int = 0
-    number: int = 0
-    progress: float = 1.0
-
-
-class Replica:
-    """The model of a worker, and what the servers know of it."""
-
-    def __init__(self, engine: Engine, servers: Servers, spec: Spec) -> None:
-        self.engine, self.servers, self.spec = engine, servers, spec
-        parameters = dict(engine.module.named_parameters())
-        self.local = spec.consistency == "local"
-        ranges = [divide(keys, spec.fragments) for keys in divide(keys_of(engine.module), len(servers.links))]
-        # of each server, of each fragment: its parameters
-        self.parts: list[list[list[Tensor]]] = [[[parameters[k.name] for k in f] for f in server] for server in ranges]
-        self.have = [-1] * len(servers.links)
-        self._anchors: dict[tuple[int, int], Tensor] = {}  # local: weights as the servers last gave them
-        self._feedback: dict[tuple[int, int], Feedback] = {}
-        self._moved = servers.moved
-        self.waited = 0.0
-
-    def start(self, checkpoint: Checkpoint | None) -> None:
-        """Joins the run; brings weights and, of a checkpoint, optimizer state where the servers have none yet."""
-        keys = divide(keys_of(self.engine.module), len(self.servers.links))
-        for index, link in enumerate(self.servers.links):
-            if link.ask(Kind.JOIN, {"fingerprint": self.spec.fingerprint}).head["started"]:
-                continue
-            parts = [gather([p for fragment in self.parts[index] for p in fragment])]
-            states: list[tuple[str, str, int]] = []
-            names = {key.name for key in keys[index]}
-            for name, kind in sorted(checkpoint.keys() if checkpoint is not None else ()):
-                if name in names and kind != "weight":
-                    assert checkpoint is not None
-                    size = checkpoint.shapes_of(kind)[name].numel()
-                    value = checkpoint.read(name, kind, 0, size)
-                    assert value is not None
-                    parts.append(value.float())
-                    states.append((name, kind, size))
-            scalars = {n: s for n, s in (checkpoint.scalars if checkpoint is not None else {}).items() if n in names}
-            peer = None if index == 0 else self.servers.links[0].address
-            start = Start(
-                spec=self.spec, index=index, servers=len(self.servers.links), states=states, scalars=scalars, peer=peer
-            )
-            link.ask(Kind.START, start.model_dump(mode="json"), as_bytes(torch.cat(parts)))
-        if not self.local:
-            for optimizer in self.engine.optimizers:
-                optimizer.state.clear()  # the servers have it
-
-    # Weights ----------------------------------------------------------------------------------------------------------
-
-    def take(self, *, close: bool, progress: float | None, records: int | None) -> Ticket:
-        """Waits for a share and writes the weights that are newer than this worker's."""
-        began = time.perf_counter()
-        request = {"have": self.have[0], "close": close, "progress": progress, "records": records}
-        answer = self.servers.links[0].ask(Kind.TAKE, request)
-        head = answer.head
-        self._write(0, head, answer.body)
-        for index, link in enumerate(self.servers.links[1:], start=1):
-            pulled = link.ask(Kind.PULL, {"have": self.have[index], "least": head["version"]})
-            self._write(index, pulled.head, pulled.body)
-        self.waited += time.perf_counter() - began
-        place = {k: head[k] for k in ("clock", "number", "progress") if k in head}
-        return Ticket(
-            head["version"], head["tokens"], head["lead"], head.get("finished", False), head.get("records", []), **place
-        )
-
-    def _write(self, server: int, head: dict[str, Any], body: Tensor) -> None:
-        fragments: list[int] = head["fragments"]
-        vector = body.view(torch.float32)
-        scatter(vector, [p for f in fragments for p in self.parts[server][f]])
-        if self.local:
-            sizes = [sum(p.numel() for p in self.parts[server][f]) for f in fragments]
-            for fragment, part in zip(fragments, vector.split(sizes), strict=True):
-                self._anchors[server, fragment] = part
-        self.have[server] = head["version"]
-
-    def show_servers_weights(self) -> list[Tensor]:
-        """Writes the servers' weights into the module; what was there before."""
-        before = [p.detach().clone() for p in self.engine.module.parameters()]
-        for (server, fragment), anchor in self._anchors.items():
-            scatter(anchor, self.parts[server][fragment])
-        return before
-
-    def show(self, weights: list[Tensor]) -> None:
-        """Writes weights back that `show_servers_weights` gave."""
-        with torch.no_grad():
-            for parameter, weight in zip(self.engine.module.parameters(), weights, strict=True):
-                parameter.copy_(weight)
-
-    # Shares -----------------------------------------------------------------------------------------------------------
-
-    def push(self, ticket: Ticket, facts: dict[str, Any], version: int) -> None:
-        """Brings what was made of a share, to server 0 last: the share is done when that one has it."""
-        began = time.perf_counter()
-        fragment = ticket.clock % self.spec.fragments
-        bodies = [self._body(server, fragment) for server in range(len(self.servers.links))]
-        if not self.local:
-            self.engine.zero.zero_grad()
-        moved = self.servers.moved
-        head = facts | {
-            "clock": ticket.clock, "number": ticket.number, "version": version, "progress": ticket.progress,
-            "waited": self.waited, "moved": moved - self._moved,
-        }  # fmt: skip
-        self._moved, self.waited = moved, 0.0
-        for server in reversed(range(len(bodies))):
-            self.servers.links[server].ask(Kind.PUSH, head, bodies[server])
-        self.waited += time.perf_counter() - began
-
-    def _body(self, server: int, fragment: int) -> Tensor:
-        parameters = self.parts[server][fragment]
-        if self.local:
-            values = (self._anchors[server, fragment] - gather(parameters)) / self.spec.shares
-            scatter(self._anchors[server, fragment], parameters)
-        else:
-            values = gather([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters])
-        return self._feedback.setdefault((server, fragment), Feedback(self.spec.compress)).encode(values)
 
 
 class Remote:
@@ -212,7 +86,8 @@ class Work:
 
     def __init__(self, run: Run, servers: Servers, checkpoint: Checkpoint | None) -> None:
         self.spec, self.servers = spec_of(run), servers
-        self.replica = Replica(run.engine, servers, self.spec)
+        kind = Streaming if self.spec.overlap_steps else Replica
+        self.replica = kind(run.engine, servers, self.spec)
         self.replica.start(checkpoint)
         self.remote = Remote(run.engine, servers)
         self.engine = run.engine
@@ -309,6 +184,7 @@ class Work:
         last = last if self.spec.steps is None else min(last, self.spec.steps)
         all_targets, all_tokens, total = 0.0, 0, 0.0
         for step in range(first, last):
+            self.replica.catch_up(step - first)
             micro = self._micro_batches(step, ticket.number)
             targets, tokens = self._count(micro)
             progress = step / self.spec.steps if self.spec.steps is not None else ticket.progress
