@@ -130,7 +130,8 @@ class Worker:
         self.ticket = self.replica.take(close=False, progress=None, records=None)
         return self.ticket
 
-    def push(self) -> None:
+    def push(self, times: float = 1.0) -> None:
+        """`times`: of the loss, as what is said of it."""
         ticket = self.ticket
         assert ticket is not None
         local = self.spec.consistency == "local"
@@ -146,8 +147,10 @@ class Worker:
                 total = float(self.engine.accumulate(micro, loss_sum, count * self.spec.shares))
             targets += count
         norm = float(self.engine.zero.grad_norm()) if self.spec.consistency == "asynchronous" else None
-        facts = {"targets": targets, "tokens": int(targets), "loss": total, "norm": norm}
+        facts = {"targets": targets, "tokens": int(targets), "loss": total * times, "norm": norm}
         self.replica.push(ticket, facts, ticket.version)
+        if isinstance(self.replica, Streaming):
+            self.replica.send()  # here one thread takes for all workers, and the last of them would wait for the others
         self.ticket = None
 
     def weights(self) -> Tensor:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,15 +17,18 @@ from tests.distributed.parameter_server import BATCH, Running, Worker, batch_of,
 from tests.distributed.ranks import run_ranks
 from zenspeed.engine import Engine
 from zenspeed.errors import InputError
+from zenspeed.guard import Guard
 from zenspeed.optim import lr_factor, plan_optimizers
 from zenspeed.parallel.mesh import build_mesh, start_world, world
 from zenspeed.parallel.zero import ZeroOptions
-from zenspeed.recipe import OptimConfig
+from zenspeed.recipe import GuardConfig, OptimConfig
 from zenspeed.server.client import Servers
 from zenspeed.server.clocks import Clocks, Share
 from zenspeed.server.compress import Feedback, decode, encode, num_bytes
 from zenspeed.server.keys import divide, gather, keys_of, scatter
+from zenspeed.server.replica import Ticket
 from zenspeed.server.wire import Refused
+from zenspeed.server.worker import Work
 
 STEPS = 50
 ADAMW = OptimConfig(name="adamw", lr=3e-3, weight_decay=0.1)
@@ -327,6 +331,54 @@ def test_streaming_workers_die_and_one_is_left_with_all_shares(start: Callable[.
     left.push()
     run_until_finished([left])
     assert len(server.losses) == 12
+
+
+# What looks wrong ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_servers", [1, 2])
+def test_a_spike_makes_no_update_and_is_judged_alike_after_a_crash(
+    start: Callable[..., Running], tmp_path: Path, num_servers: int
+) -> None:
+    """A loss far above the last ones, on all servers; the guard's memory outlives them."""
+    servers = [start(f"s{n}") for n in range(num_servers)]
+    addresses = [s.address for s in servers]
+    worker = Worker(addresses, {"shares": 1}, ADAMW, 40)
+    for _ in range(20):
+        worker.take(), worker.push()
+    for n, server in enumerate(servers):
+        server.crash()
+        servers[n] = start(f"s{n}", server.port)
+    before = worker.weights()
+    worker.take()
+    worker.push(times=10.0)
+    assert torch.equal(worker.weights(), before)
+    for server in servers:
+        record = server.server.updates.records[-1]
+        assert record["skipped"] and "deviations above the last 20" in record["reason"]
+    worker.take(), worker.push()
+    assert not torch.equal(worker.weights(), before)
+    assert "skipped" not in servers[0].server.updates.records[-1]
+
+
+@pytest.mark.parametrize(("losses", "expected"), [([1.0], 1.0), ([float("nan"), 1.0], 1.0), ([float("nan")] * 2, None)])
+def test_a_worker_computes_once_more_what_looks_wrong(losses: list[float], expected: float | None, tmp_path: Path) -> None:
+    """As after a bit that flipped in memory; what is wrong again is brought as it is, for the servers to judge."""
+    left = list(losses)
+    zero = SimpleNamespace(zero_grad=lambda: None, grad_norm=lambda: torch.tensor(1.0))
+    engine = SimpleNamespace(zero=zero, accumulate=lambda micro, loss, divisor: torch.tensor(left.pop(0)))
+    said: list[Any] = []
+    work: Any = SimpleNamespace(
+        engine=engine,
+        spec=SimpleNamespace(shares=1),
+        guard=Guard(GuardConfig(), None),
+        run=SimpleNamespace(task=SimpleNamespace(loss=None)),
+        _note=lambda event, step, number, **facts: said.append((event, facts["outcome"])),
+    )
+    loss, _ = Work._gradient(work, Ticket(0, 0, True, False, []), [], 1.0)
+    assert left == [] and (loss == expected or (expected is None and loss != loss))
+    outcomes = {1: [], 2: [("share computed again", "as before" if expected is None else "right at the second try")]}
+    assert said == outcomes[len(losses)]
 
 
 # Bytes ------------------------------------------------------------------------------------------------------------------

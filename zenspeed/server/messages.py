@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from zenspeed.recipe import OptimConfig
+from zenspeed.recipe import GuardConfig, OptimConfig
 from zenspeed.server.wire import Refused
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -34,6 +34,7 @@ class Spec(Head):
     keys: Annotated[list[tuple[Annotated[str, Field(max_length=500)], list[Count]]], Field(min_length=1, max_length=1_000_000)]
     """Names and shapes of all parameters, of all servers."""
     optim: OptimConfig
+    guard: GuardConfig = GuardConfig()
     compute_dtype: Literal["float32", "bfloat16"]
     clip: Annotated[float, Field(gt=0)] | None
     consistency: Literal["synchronous", "bounded", "asynchronous", "local"]

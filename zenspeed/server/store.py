@@ -119,30 +119,36 @@ class Store:
         square = float(engine.zero.grad_norm()) ** 2
         return square if math.isfinite(square) else None
 
-    def apply(self, clock: int, norm: float | None = None) -> Applied:
-        """Makes the update whose gradient was loaded. `norm`: of the gradient over all servers; None: this is all."""
+    def apply(self, clock: int, norm: float | None = None, allow: Callable[[float, float], bool] | None = None) -> Applied:
+        """Makes the update whose gradient was loaded.
+
+        `norm`: of the gradient over all servers; None: this is all. `allow`: whether to, by loss and norm.
+        """
         fragment = self._fragment(clock)
-        engine, parts, spec = self.engines[fragment], self._ordered(clock), self.spec
+        engine, parts = self.engines[fragment], self._ordered(clock)
         del self._parts[clock]
         heads = [part.head for part in parts]
         staleness = [self.version - head.version for head in heads]
-        factor, skipped = self._factor(heads[0], max(staleness)), False
+        factor, loss = self._factor(heads[0], max(staleness)), self._loss(heads)
         if engine is not None:
             engine.set_lr(factor)
-            update = engine.update(norm=norm)
+            update = engine.update(norm=norm, allow=None if allow is None else lambda norm: allow(loss, norm))
             norm, skipped = update.grad_norm, update.skipped
+        else:
+            skipped = allow is not None and not allow(loss, norm or 0.0)
         self.version += 1
         self._late.add(clock)
         while (floor := self.version - len(self._late)) in self._late:
             self._late.discard(floor)
-        if any(head.loss is None for head in heads):
-            loss = math.nan
-        else:
-            total_targets = sum(h.targets for h in heads)
-            losses = [(h.loss or 0.0) * (spec.shares * h.targets / total_targets) for h in heads]
-            loss = float(torch.tensor(losses).sum())
         tokens = sum(head.tokens for head in heads)
         return Applied(clock, loss, norm or 0.0, self._base_lr * factor, skipped, tokens, staleness)
+
+    def _loss(self, heads: Sequence[Push]) -> float:
+        """Mean over all targets of an update."""
+        if any(head.loss is None for head in heads):
+            return math.nan
+        total_targets = sum(h.targets for h in heads)
+        return float(torch.tensor([(h.loss or 0.0) * (self.spec.shares * h.targets / total_targets) for h in heads]).sum())
 
     def _factor(self, head: Push, staleness: int) -> float:
         if self.spec.consistency == "local":

@@ -48,7 +48,7 @@ class Streaming(Replica):
         began = time.perf_counter()
         request = {"have": NO_WEIGHTS, "close": close, "progress": progress, "records": records}
         # The few bytes of the question go first, or they would wait for the fragment on a slow link.
-        answer = self.servers.links[0].ask(Kind.TAKE, request, sent=self._send)
+        answer = self.servers.links[0].ask(Kind.TAKE, request, sent=self.send)
         self.waited += time.perf_counter() - began
         ticket = ticket_of(answer.head)
         if ticket.finished:
@@ -71,7 +71,8 @@ class Streaming(Replica):
         if self._coming is not None and made >= self.spec.overlap_steps:
             self._take_in()
 
-    def _send(self) -> None:
+    def send(self) -> None:
+        """Sends what was made ready, beside all else."""
         ready, self._ready = self._ready, None
         if ready is None:
             return

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from zenspeed.errors import InputError
+from zenspeed.guard import Guard
 from zenspeed.parallel.mesh import World, build_mesh
 from zenspeed.server.client import Peer
 from zenspeed.server.clocks import Clocks, Share
@@ -55,6 +56,8 @@ class Updates:
         self._facts: dict[int, list[Push]] = {}  # of each clock, what its shares said
         self._settling = asyncio.Lock()
         self._since = time.perf_counter()
+        self.guard: Guard | None = None
+        """Judges updates. All servers of a run see the same losses and norms, and judge alike."""
 
     # Begin ------------------------------------------------------------------------------------------------------------
 
@@ -108,6 +111,9 @@ class Updates:
         self.clocks = Clocks(spec.shares, spec.ahead, version)
         self.index, self.servers, self.start = start.index, start.servers, start
         self.tokens = spec.tokens
+        # Local steps are judged by the workers that make them; asynchronous updates come to each server in an order of its own.
+        if spec.consistency != "local" and (spec.consistency != "asynchronous" or start.servers == 1):
+            self.guard = Guard(spec.guard, spec.clip)
         if self.index > 0:
             if start.peer is None:
                 raise Refused("start: server 0's address is missing")
@@ -132,6 +138,8 @@ class Updates:
         assert self.store is not None and self.clocks is not None
         self.store.load(checkpoint.read, checkpoint.scalars, True)
         self.tokens, self.progress = state["tokens"], state["progress"]
+        if self.guard is not None:
+            self.guard.load_state_dict(state.get("guard", {}))
         self.crew.come_back()
         count = 0
         for head, body in self.journal.records(state["log"]):
@@ -195,7 +203,7 @@ class Updates:
         """Makes every update whose shares are all there."""
         store, _ = self.started()
         async with self._settling:
-            if self.servers == 1 or store.spec.consistency in ("asynchronous", "local") or store.spec.clip is None:
+            if self.servers == 1 or store.spec.consistency in ("asynchronous", "local"):
                 made = self._apply_complete()
             else:
                 made = await self._apply_together()
@@ -213,7 +221,7 @@ class Updates:
         return made
 
     async def _apply_together(self) -> int:
-        """Several servers clip by one norm: server 0 adds up the squares of all."""
+        """Several servers clip, and judge, by one norm: server 0 adds up the squares of all."""
         store, made = self.started()[0], 0
         while (clock := store.complete()) is not None:
             square = store.load_gradient(clock)
@@ -239,7 +247,7 @@ class Updates:
         facts = self._facts.pop(clock)
         if store.spec.consistency == "asynchronous" and self.servers > 1:
             norm = math.inf if facts[0].norm is None else facts[0].norm
-        applied = store.apply(clock, norm)
+        applied = store.apply(clock, norm, None if self.guard is None else self.guard.allows)
         clocks.version = store.version
         self.tokens += applied.tokens
         self._record(applied, facts)
@@ -270,7 +278,7 @@ class Updates:
                 "workers": len(self.crew),
                 "waited_seconds": {worker: round(seconds, 6) for worker, seconds in sorted(waited.items())},
             }
-            | ({"skipped": True} if applied.skipped else {})
+            | ({"skipped": True, "reason": self.guard.reason if self.guard else "delta not finite"} if applied.skipped else {})
         )
         self._since = now
 
@@ -281,6 +289,7 @@ class Updates:
             "version": store.version,
             "tokens": self.tokens,
             "progress": self.progress,
+            "guard": self.guard.state_dict() if self.guard is not None else {},
         }
         pending = [(json.loads(part.head.model_dump_json()), part.data) for part in store.pending()]
         self.journal.start_anew(store, state, pending)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -14,12 +15,14 @@ import torch
 from zenspeed.checkpoint import Checkpoint
 from zenspeed.data.batch import Batch
 from zenspeed.display import Display
-from zenspeed.engine import Engine, Shard
+from zenspeed.engine import Engine, Shard, Update
+from zenspeed.errors import InputError
+from zenspeed.guard import Guard
 from zenspeed.machine import resident_bytes
 from zenspeed.optim import lr_factor
 from zenspeed.pace import Clock, Due, Interrupt
 from zenspeed.parallel.share import share_of
-from zenspeed.runlog import RunLog, read_metrics
+from zenspeed.runlog import RunLog, note, read_metrics
 from zenspeed.server.client import Servers
 from zenspeed.server.keys import keys_of
 from zenspeed.server.messages import Spec
@@ -32,7 +35,7 @@ from zenspeed.training import Result, Run, evaluate, finish, save
 def spec_of(run: Run) -> Spec:
     """The run as the servers need to know it."""
     recipe, server = run.recipe, run.recipe.parallel.server
-    decides = recipe.model_dump(mode="json", include={"task", "model", "train", "optim"})
+    decides = recipe.model_dump(mode="json", include={"task", "model", "train", "optim", "guard"})
     for key in ("compile", "lanes"):  # each worker's own choice, as its machine is
         decides["train"].pop(key, None)
     decides["server"] = server.model_dump(mode="json", exclude={"addresses", "key_file", "count", "lease_seconds"})
@@ -43,6 +46,7 @@ def spec_of(run: Run) -> Spec:
         fingerprint=hashlib.sha256(text.encode()).hexdigest(),
         keys=[(key.name, list(key.shape)) for key in keys_of(run.model)],
         optim=recipe.optim,
+        guard=recipe.guard,
         compute_dtype="bfloat16" if recipe.train.precision == "bf16" else "float32",
         clip=recipe.train.clip,
         shares=server.shares or 1,
@@ -81,6 +85,13 @@ class Remote:
         return self._scalars
 
 
+MAX_SKIPPED = 20  # updates in a row that were not made, after which a run is stopped
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 class Work:
     """A worker in a run."""
 
@@ -93,6 +104,8 @@ class Work:
         self.engine = run.engine
         alone = run.world._replace(rank=0, size=1)  # evaluation is one worker's alone
         self.run = run._replace(engine=cast(Engine, self.remote), world=alone)
+        self.guard = Guard(run.recipe.guard, run.recipe.train.clip)
+        self.skipped = 0  # updates in a row that the servers did not make
         self.leads = run.log.enabled
         servers.leads(self.leads)
         self._written = self.spec.first
@@ -107,6 +120,7 @@ class Work:
         while True:
             if interrupt.asked and not self.leads:
                 return self._result(interrupted=True)
+            self.run.pulse.beat("wait", counters.step + 1)
             ticket = self.replica.take(
                 close=interrupt.asked,
                 progress=min(1.0, clock.progress()) if timed and self.leads else None,
@@ -126,10 +140,13 @@ class Work:
                 self._save(ticket, clock)
                 due.saved()
             began = time.perf_counter()
+            self.run.pulse.beat("step", ticket.clock * self.spec.steps_per_clock + 1)
             facts = self._compute(ticket)
             facts["seconds"] = time.perf_counter() - began
+            self.run.pulse.beat("wait", counters.step + 1)
             self.replica.push(ticket, facts, ticket.version)
             clock.step_took((time.perf_counter() - began) / self.spec.steps_per_clock)
+        self.run.pulse.beat("wait", counters.step)
         if not self.leads:
             if not self.servers.wait_until_over():
                 return self._result(interrupted=interrupt.asked)
@@ -175,11 +192,8 @@ class Work:
         if not self.replica.local:
             micro = self._micro_batches(first, ticket.number)
             targets, tokens = self._count(micro)
-            divisor = self.spec.shares * max(1.0, targets)
-            loss = float(self.engine.accumulate(micro, self.run.task.loss, divisor))
-            norm = float(self.engine.zero.grad_norm()) if self.spec.consistency == "asynchronous" else None
-            norm = norm if norm is not None and math.isfinite(norm) else None
-            return {"targets": targets, "tokens": tokens, "loss": loss if math.isfinite(loss) else None, "norm": norm}
+            loss, norm = self._gradient(ticket, micro, targets)
+            return {"targets": targets, "tokens": tokens, "loss": _finite(loss), "norm": _finite(norm)}
         last = first + self.spec.steps_per_clock
         last = last if self.spec.steps is None else min(last, self.spec.steps)
         all_targets, all_tokens, total = 0.0, 0, 0.0
@@ -189,10 +203,55 @@ class Work:
             targets, tokens = self._count(micro)
             progress = step / self.spec.steps if self.spec.steps is not None else ticket.progress
             factor = lr_factor(self.spec.optim, progress, step, self.spec.steps)
-            loss, _ = self.engine.train_step(micro, self.run.task.loss, max(1.0, targets), factor)
+            loss = self._local_update(step, ticket.number, micro, max(1.0, targets), factor)
             all_targets, all_tokens, total = all_targets + targets, all_tokens + tokens, total + loss * targets
         mean = total / max(1.0, all_targets) / self.spec.shares
         return {"targets": all_targets, "tokens": all_tokens, "loss": mean if math.isfinite(mean) else None}
+
+    def _gradient(self, ticket: Ticket, micro: list[Batch], targets: float) -> tuple[float, float]:
+        """Loss and norm of a share's gradient, which is then in the engine. What looks wrong is computed once more: a bit that
+        flipped in memory does not flip twice. Whether an update is made is for the servers to say, who see all of it."""
+
+        def compute() -> tuple[float, float]:
+            torch.set_rng_state(rng)
+            self.engine.zero.zero_grad()
+            divisor = self.spec.shares * max(1.0, targets)
+            loss = float(self.engine.accumulate(micro, self.run.task.loss, divisor))
+            return loss, float(self.engine.zero.grad_norm())
+
+        rng = torch.get_rng_state()
+        loss, norm = compute()
+        if not self.guard.allows(loss, norm):
+            first = self.guard.reason
+            loss, norm = compute()
+            outcome = "as before" if not self.guard.allows(loss, norm) else "right at the second try"
+            self._note("share computed again", ticket.clock, ticket.number, reason=first, outcome=outcome)
+        return loss, norm
+
+    def _local_update(self, step: int, number: int, micro: list[Batch], targets: float, factor: float) -> float:
+        """One update of this worker's own; a blocked one is tried once more, and then left out. The loss; 0 of one left out."""
+        rng = torch.get_rng_state()
+
+        def attempt() -> tuple[float, Update]:
+            torch.set_rng_state(rng)
+            return self.engine.train_step(micro, self.run.task.loss, targets, factor, allow=self.guard.allows)
+
+        loss, update = attempt()
+        if update.skipped:
+            first = self.guard.reason
+            loss, update = attempt()
+            outcome = "set aside" if update.skipped else "made at the second try"
+            self._note("update blocked", step, number, reason=first, outcome=outcome)
+        return loss if math.isfinite(loss) else 0.0
+
+    def _note(self, event: str, step: int, number: int | None, **facts: Any) -> None:
+        """Says what went wrong with the samples of an update, or of one share of it."""
+        size = self.run.recipe.train.batch_size
+        each = size if number is None else size // self.spec.shares
+        first = step * size + (number or 0) * each
+        note(self.run.folder, event, step=step + 1, samples=[first, first + each], worker=self.servers.number, **facts)
+        said = f"step {step + 1}: {event}: samples {first} to {first + each}: "
+        print(said + ", ".join(f"{k} {v}" for k, v in facts.items()), file=sys.stderr, flush=True)
 
     def _micro_batches(self, step: int, number: int) -> list[Batch]:
         train = self.run.recipe.train
@@ -224,11 +283,26 @@ class Work:
             self._stand(self.remote.version, tokens)
         save(self.run, clock)
 
+    def _judged(self, record: dict[str, Any]) -> None:
+        """Names the batch of an update that the servers did not make; too many in a row end the run."""
+        self.skipped = self.skipped + 1 if record.get("skipped") else 0
+        if not self.skipped:
+            return
+        step, reason = record["step"], record["reason"]
+        if not self.replica.local:
+            self._note("update blocked", step - 1, None, reason=reason, outcome="set aside")
+        if self.skipped > MAX_SKIPPED:
+            raise InputError(
+                f"step {step}: no update in {self.skipped} batches in a row ({reason}); go back to an earlier checkpoint "
+                f"(zenspeed resume --checkpoint), lower optim.lr (now {self.run.recipe.optim.lr}) or set train.precision=fp32"
+            )
+
     def _write(self, ticket: Ticket, clock: Clock) -> None:
         """Metrics of the updates since the last time, and the line that people see."""
         recipe, display = self.run.recipe, self.run.display
         for record in ticket.records:
             self._written = record["version"]
+            self._judged(record)
             record = {k: v for k, v in record.items() if k != "version"}
             rate = record["tokens_per_second"]
             record |= {"mfu": rate * self._flops / self.run.peak_flops, "memory_bytes": resident_bytes()}
