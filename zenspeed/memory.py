@@ -43,7 +43,8 @@ class MemoryLimit:
     """While it is entered, this process may use `gibibytes` of its device; None: its share of what the container may use, if
     that is limited (CPU), or all (GPU).
 
-    It is entered for forward and backward alone: what else goes on, such as starting a thread, is not to fail by it.
+    It is entered for updates and evaluations: what else goes on, such as starting a thread, is not to fail by it. What is
+    known beforehand to be needed later, a copy for a checkpoint, is asked of `check`.
 
     Raises:
         InputError: the process holds more already.
@@ -51,6 +52,8 @@ class MemoryLimit:
 
     def __init__(self, gibibytes: float | None, device: torch.device, local_ranks: int = 1) -> None:
         self._soft: int | None = None
+        self._given, self._held = gibibytes, 0
+        self._limit: int | None = None
         if device.type == "cuda":
             if gibibytes is not None:
                 total = torch.cuda.get_device_properties(device).total_memory
@@ -66,8 +69,28 @@ class MemoryLimit:
                 raise InputError(f"train.memory: {gibibytes:g} GiB, but the process holds {had} before training; give more")
         elif limit is not None:
             limit = int(limit * (1 - _KEPT_FREE)) // local_ranks
+        self._limit, self._held = limit, held
         if limit is not None and data is not None and held < limit:  # a small container is no reason to refuse
             self._soft = data + limit - held
+
+    def check(self, more: float, what: str) -> str | None:
+        """Of `more` bytes that will be needed for `what`, beside all that the process holds when this was made.
+
+        Returns:
+            What is to be said where they are more than a container has: it may be that other processes leave their share.
+
+        Raises:
+            InputError: they are more than the user allowed.
+        """
+        if self._limit is None or self._held + more <= self._limit:
+            return None
+        need, have = (self._held + more) / _GIB, self._limit / _GIB
+        said = f"{need:.2f} GiB are needed for {what}, {have:.2f} are there"
+        if self._given is not None:
+            raise InputError(
+                f"train.memory: {said}; give {need * 1.1:.2g} or more, take more ranks with ZeRO, or a smaller model"
+            )
+        return f"memory: {said} in this container: the run may be ended without a word; take a smaller model"
 
     def __enter__(self) -> None:
         if self._soft is not None:

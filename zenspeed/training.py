@@ -111,6 +111,10 @@ def set_threads(here: World) -> None:
         torch.set_num_threads(max(1, usable_cores() // _local_ranks(here)))
 
 
+STATES = {"adamw": 2, "muon": 1, "sgd": 0}
+"""Numbers of optimizer state for a weight, at least."""
+
+
 class Parts(NamedTuple):
     """Parts of a run that can be others: what breaks things on purpose gives broken ones."""
 
@@ -220,6 +224,8 @@ def _set_up(
     )
     display.say(compiling)
     limit = MemoryLimit(recipe.train.memory, here.device, _local_ranks(here))
+    if (scarce := limit.check(_later_bytes(recipe, engine), "optimizer states and a copy for checkpoints")) is not None:
+        display.say(scarce)
     return Run(
         recipe,
         folder,
@@ -237,6 +243,17 @@ def _set_up(
         weights,
         limit,
     )
+
+
+def _later_bytes(recipe: Recipe, engine: Engine) -> float:
+    """Bytes that come to this process after it was set up, whatever the micro-batch: optimizer states, at the first update, and
+    a copy of them and of the weights while a checkpoint is written."""
+    weights = states = 0
+    for shard in engine.shards():
+        weights += shard.tensor.numel() if shard.kind == "weight" else 0
+        states += shard.tensor.numel() if shard.kind != "weight" else 0
+    to_come = 0 if states else weights * STATES[recipe.optim.name]  # where a run is resumed they are there already
+    return 4.0 * (to_come + weights + states + to_come)
 
 
 def _compile_where_it_pays(
@@ -410,7 +427,17 @@ def evaluate(run: Run, clock: Clock) -> dict[str, Figure]:
     """Figures over the whole held-out split, on all ranks."""
     start = time.perf_counter()
     run.pulse.beat("evaluate", run.counters.step)
-    figures = run.task.evaluate(run.model, _place(run))
+    try:
+        with run.memory:
+            figures = run.task.evaluate(run.model, _place(run))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size = run.recipe.evaluate.batch_size or run.recipe.train.micro_batch_size
+        raise InputError(
+            f"step {run.counters.step}: too little memory to evaluate {size} sequences at a time; the last checkpoint stands; "
+            f"take a smaller evaluate.batch_size, and go on with: zenspeed resume {run.folder}"
+        ) from None
     clock.evaluation_took(time.perf_counter() - start)
     run.counters.validation_loss, run.counters.validated_step = figures["loss"].value, run.counters.step
     record: dict[str, Any] = {"step": run.counters.step, "tokens": run.counters.tokens, "elapsed_seconds": clock.elapsed()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.end_to_end.conftest import Cli
 from zenspeed.config import InputError, load
+from zenspeed.machine import resident_bytes
 from zenspeed.memory import MemoryLimit, container_bytes, is_out_of_memory
 from zenspeed.recipe import Recipe
 from zenspeed.runlog import read_metrics
@@ -81,6 +82,33 @@ def test_a_limit_of_memory_is_kept(cli: Cli, tiny: list[str], corpus: Path) -> N
 def test_a_limit_below_what_is_used_is_refused(corpus: Path, cache: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.memory: 0\.01 GiB, but the process holds .* give more"):
         train(tiny_recipe(corpus, cache, tmp_path / "run", "train.memory=0.01"))
+
+
+def test_what_will_be_needed_later_is_asked_for_before_training(corpus: Path, cache: Path, tmp_path: Path) -> None:
+    """Adam's two states and a copy of all for a checkpoint, of which no forward or backward knows."""
+    held = resident_bytes() / 2**30
+    recipe = tiny_recipe(corpus, cache, tmp_path / "run", "model.width=512", "optim.name=adamw", f"train.memory={held + 0.7}")
+    with pytest.raises(InputError, match=r"train\.memory: .* GiB are needed for optimizer states and a copy for checkpoints"):
+        train(recipe.model_copy(update={"model": recipe.model.model_copy(update={"layers": 12})}))
+    assert not losses(tmp_path / "run")
+
+
+def test_a_limit_says_what_will_not_fit() -> None:
+    limit = MemoryLimit(64.0, torch.device("cpu"))
+    assert limit.check(2**30, "a copy") is None
+    with pytest.raises(InputError, match=r"train\.memory: 6\d\.\d+ GiB are needed for a copy, 64\.00 are there; give"):
+        limit.check(64 * 2**30, "a copy")
+
+
+def test_an_evaluation_that_does_not_fit_says_so(
+    corpus: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        torch.empty(2**40)  # more than any limit
+
+    monkeypatch.setattr("zenspeed.tasks.language.LanguageTask.evaluate", no_room)
+    with pytest.raises(InputError, match=r"step 6: too little memory to evaluate 8 sequences at a time.*evaluate\.batch_size"):
+        train(tiny_recipe(corpus, cache, tmp_path / "run", "train.memory=64", "train.micro_batch_size=8"))
 
 
 def test_the_limit_ends_with_the_block() -> None:
