@@ -28,10 +28,9 @@ from zenspeed.data.files import PYTHON_DOCS
 from zenspeed.data.rows import RowOptions, read_rows
 from zenspeed.data.source import documents
 from zenspeed.data.split import Fold, folds
-from zenspeed.evaluate.interval import SEED, Figure, Figures, Undefined
-from zenspeed.evaluate.measures import figures_of
+from zenspeed.evaluate.interval import SEED, Figure, Undefined
 from zenspeed.evaluate.predictions import as_predictions
-from zenspeed.evaluate.predictions import read_rows as read_answers
+from zenspeed.evaluate.rowfile import RowFile
 from zenspeed.evaluate.score import Options, evaluation, table_of
 from zenspeed.machine import usable_cores
 from zenspeed.recipe import Recipe
@@ -256,13 +255,10 @@ def _pooled(places: Sequence[Path], folder: Path) -> dict[str, Any] | None:
     files = [place / "run" / "predictions.jsonl" for place in places]
     if not all(file.exists() for file in files):
         return None
-    rows = [{**row, "fold": str(i)} for i, file in enumerate(files, 1) for row in read_answers(file)]
-    write_atomically(folder / "predictions.jsonl", "".join(map(_line, rows)))
-    predictions = as_predictions(rows, folder / "predictions.jsonl")
-    if predictions.kind == "other":
-        return None
-
-    def score(some: Rows) -> Figures:
-        return figures_of(predictions._replace(rows=some))
-
-    return evaluation(predictions, Options(slices=["fold"]), score)
+    path = folder / "predictions.jsonl"
+    with (partial := path.with_suffix(".partial")).open("w", encoding="utf-8") as pooled:
+        for i, file in enumerate(files, 1):
+            pooled.writelines(_line({**row, "fold": str(i)}) for row in RowFile(file))
+    partial.replace(path)
+    predictions = as_predictions(RowFile(path), path)
+    return None if predictions.kind == "other" else evaluation(predictions, Options(slices=["fold"]))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.nn import Module
 
 from tests.end_to_end.conftest import command, environment
 from tests.end_to_end.test_tasks import write
@@ -19,6 +20,9 @@ from zenspeed.evaluate.score import Options
 from zenspeed.models.hf import to_huggingface
 from zenspeed.recipe import Recipe
 from zenspeed.run import open_run
+from zenspeed.tasks import evaluate as tasks_evaluate
+from zenspeed.tasks.base import Place
+from zenspeed.tasks.classification import ClassificationTask
 from zenspeed.tasks.evaluate import Asked, evaluate_folder
 from zenspeed.text.tokenizer import Tokenizer
 
@@ -129,3 +133,25 @@ def test_changed_texts_and_several_sources(inside: Path) -> None:
     assert len(Path("answers.jsonl").read_text().splitlines()) == 300
     with pytest.raises(InputError, match="not known; give all"):
         evaluate_folder(Path("out"), Asked(["test.csv"], robust=["noise"]))
+
+
+def test_rows_are_answered_a_block_at_a_time(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than a block is held, blocks change no figure, and changed texts are the same in every block."""
+    options = Options(slices=["sentiment"])
+    asked = Asked(["test.csv", "train.csv"], options=options, robust=["typos"], predictions=Path("whole.jsonl"))
+    whole = evaluate_folder(Path("out"), asked)
+    sizes, predict = [], ClassificationTask.predict
+
+    def watched(task: ClassificationTask, model: Module, rows: list, place: Place) -> list:
+        sizes.append(len(rows))
+        return predict(task, model, rows, place)
+
+    monkeypatch.setattr(ClassificationTask, "predict", watched)
+    monkeypatch.setattr(tasks_evaluate, "BLOCK_ROWS", 47)
+    blocks = evaluate_folder(Path("out"), asked._replace(predictions=Path("blocks.jsonl")))
+    assert max(sizes) == 47 and sum(sizes) == 600
+    for a, b in zip(whole["figures"], blocks["figures"], strict=True):
+        assert a["name"] == b["name"] and a["n"] == b["n"] and a["value"] == pytest.approx(b["value"], abs=1e-5)
+    assert whole["robustness"][0]["texts_changed"] == blocks["robustness"][0]["texts_changed"]
+    one, other = (Path(name).read_text().splitlines() for name in ("whole.jsonl", "blocks.jsonl"))
+    assert [json.loads(line)["text"] for line in one] == [json.loads(line)["text"] for line in other]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +16,15 @@ from scipy.stats import binomtest
 from sklearn import metrics
 
 from zenspeed.errors import InputError
+from zenspeed.evaluate import measures
 from zenspeed.evaluate.classify import confusion, label_figures
 from zenspeed.evaluate.compare import compare_files
 from zenspeed.evaluate.curves import roc_area
 from zenspeed.evaluate.interval import Figure, Undefined, wilson
-from zenspeed.evaluate.measures import Scores, score_figures
+from zenspeed.evaluate.measures import Scores, measures_of, score_figures
 from zenspeed.evaluate.paired import holm, mcnemar
-from zenspeed.evaluate.predictions import read_predictions
-from zenspeed.evaluate.score import Options, lines_of, score_file
+from zenspeed.evaluate.predictions import checked, read_predictions
+from zenspeed.evaluate.score import Options, evaluation, lines_of, score_file
 from zenspeed.evaluate.written import token_f1, written_figures
 
 
@@ -179,7 +184,7 @@ def test_texts_are_compared_by_chrf_and_exact_match(tmp_path: Path) -> None:
     rows = [{"reference": f"the answer is {i}", "prediction": f"the answer was {i}"} for i in range(60)]
     better = [{**row, "prediction": row["reference"] if i % 2 else row["prediction"]} for i, row in enumerate(rows)]
     found = compare_files([write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", better)])
-    assert [c.metric for c in found] == ["exact_match", "chrf"] and all("is better than" in c.conclusion for c in found)
+    assert [c.metric for c in found] == ["exact_match", "length_ratio"] and all("is better than" in c.conclusion for c in found)
 
 
 def test_seeds_are_a_source_of_variance(tmp_path: Path) -> None:
@@ -241,3 +246,110 @@ def test_intervals_of_macro_areas_are_as_wide_as_resampling_says() -> None:
         assert (figure.high - figure.low) / (2 * 1.96 * spread) == pytest.approx(1, abs=0.2)
     one = score_figures(Scores(["a", "b"], values[:20, :2], np.array([0] * 19 + [1])))
     assert isinstance(one["roc_auc_macro"], Figure) and one["roc_auc_macro"].low is None
+
+
+def as_table(path: Path, rows: list) -> Path:
+    """The rows as CSV, scores in columns of their own, other values that are no texts as JSON."""
+    flat = []
+    for row in rows:
+        scores = {f"scores.{label}": value for label, value in row.get("scores", {}).items()}
+        cells = {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items() if k != "scores"}
+        flat.append(cells | scores)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(flat[0]))
+        writer.writeheader()
+        writer.writerows(flat)
+    return path
+
+
+def some_rows(kind: str) -> list:
+    rng = np.random.default_rng(4)
+    texts = [f'line {i % 50},\n"{"好" * (i % 3)}" {rng.integers(99)}' for i in range(300)]
+    if kind == "labels":
+        p = rng.random(300).round(3).tolist()
+        return [
+            {
+                "text": t,
+                "label": "yes" if rng.random() < x else "no",
+                "scores": {"no": round(1 - x, 3), "yes": x},
+                "g": "a b"[i % 3],
+            }
+            for i, (t, x) in enumerate(zip(texts, p, strict=True))
+        ]
+    if kind == "numbers":
+        return [{"text": t, "label": i / 8, "prediction": i / 8 + rng.normal(), "g": str(i % 2)} for i, t in enumerate(texts)]
+    if kind == "ranks":
+        ranks = [None, 1, [2, None, 5], 7]
+        return [{"text": t, "rank": ranks[int(rng.integers(4))], "g": str(i % 2)} for i, t in enumerate(texts)]
+    answers = [t if rng.random() < 0.3 else t[:-3] for t in texts]
+    return [{"text": "q", "reference": t, "prediction": a, "g": t[:6]} for t, a in zip(texts, answers, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["labels", "numbers", "ranks", "texts"])
+def test_a_file_is_scored_as_its_rows_are(tmp_path: Path, kind: str) -> None:
+    """Rows that are read by their place, from JSON lines or a table, give what rows in memory give."""
+    rows = some_rows(kind)
+    options = Options(slices=["g", "length:12,14"], protected=["g"] if kind == "labels" else [])
+    held = evaluation(checked([dict(row) for row in rows]), options)
+    for path in (write(tmp_path / "p.jsonl", rows), as_table(tmp_path / "p.csv", rows)):
+        read = score_file(path, options)
+        assert read.pop("source") == str(path)
+        assert json.dumps(read) == json.dumps({k: v for k, v in held.items() if k != "source"})
+        assert read["mistakes"]
+        (same,) = {c.difference for c in compare_files([path, path])}
+        assert same == 0
+
+
+def test_chunks_and_groups_do_not_change_figures_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"reference": ["a b c d e", "b"][: 1 + i % 2], "prediction": f"a b {'c d' * (i % 2)} {i % 7}"} for i in range(200)]
+    whole = score_file(write(tmp_path / "p.jsonl", rows))
+    monkeypatch.setattr(measures, "_CHUNK_ROWS", 7)
+    assert score_file(tmp_path / "p.jsonl") == whole
+    bleu = next(f for f in whole["figures"] if f["name"] == "bleu")
+    assert "nrefs:var" in bleu["definition"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label,predictoin\na,b\n", "nearest: predictoin"),
+        ("label,prediction\na\n", "line 2 has 1 fields, the first line names 2"),
+        ('label,prediction\na,"b\n', "put quotes around"),
+        ("label,scores.a\na,x\n", "line 2: scores.a is 'x'"),
+        ("label,prediction\n", "holds no rows"),
+        ("rank\nx\n", "line 2: rank is 'x'"),
+    ],
+)
+def test_bad_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_predictions(path)
+
+
+def test_a_pipe_is_scored(tmp_path: Path) -> None:
+    path, rows = tmp_path / "pipe", some_rows("labels")
+    os.mkfifo(path)
+    writer = threading.Thread(target=write, args=(path, rows))
+    writer.start()
+    found = score_file(path)
+    writer.join()
+    assert found["n"] == 300 and found["mistakes"][0]["text"].startswith("line")
+
+
+@pytest.mark.parametrize(("kind", "most"), [("labels", 120), ("texts", 100)])
+def test_memory_does_not_hold_the_rows(tmp_path: Path, kind: str, most: int) -> None:
+    """What further rows add to the peak: numbers and temporary arrays of them, not their texts of 600 bytes."""
+    rows = [{**row, "more": "x" * 600} for row in some_rows(kind)]
+    wanted = None if kind == "labels" else ["exact_match", "length_ratio"]
+    peaks = []
+    for times in (40, 100):
+        path = write(tmp_path / f"{times}.jsonl", rows * times)
+        tracemalloc.start()
+        if wanted is None:
+            score_file(path, Options(slices=["g"], protected=["g"]))
+        else:
+            measures_of(read_predictions(path), wanted)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / (60 * len(rows)) < most

@@ -7,7 +7,17 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from zenspeed.evaluate.interval import SEED, Array, Figure, Figures, Undefined, mean_interval, sum_figure
+from zenspeed.evaluate.interval import (
+    SEED,
+    Array,
+    Figure,
+    Figures,
+    Measure,
+    Undefined,
+    counted_in_groups,
+    figure_of,
+    mean_interval,
+)
 
 BINS = 15
 _TINY = 1e-12
@@ -72,10 +82,11 @@ def _binned(probabilities: Array, truth: NDArray[np.int64]) -> tuple[Array, NDAr
 def _calibration_error(probabilities: Array, truth: NDArray[np.int64], definition: str) -> Figure | Undefined:
     """Sum over bins of |right − confidence|, over n: each bin's difference is a sum over rows."""
     confidence, right, bins = _binned(probabilities, truth)
-    statistics = np.zeros((len(truth), BINS + 1))
-    statistics[np.arange(len(truth)), bins] = right - confidence
-    statistics[:, BINS] = 1
-    return sum_figure(statistics, lambda s: np.abs(s[:, :BINS]).sum(1) / s[:, BINS], definition)
+    n = len(truth)
+    gaps = counted_in_groups(n, bins, BINS, right - confidence)
+    rows = counted_in_groups(n, np.zeros(n, np.int32), 1)
+    statistics = np.concatenate([gaps, rows], 1)
+    return figure_of(Measure(statistics, lambda s: np.abs(s[:, :BINS]).sum(1) / s[:, BINS], definition, rows=n))
 
 
 def reliability(probabilities: Array, truth: NDArray[np.int64]) -> list[dict[str, float]]:

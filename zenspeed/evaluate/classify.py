@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenspeed.evaluate.interval import (
+    MOST_UNITS,
     RESAMPLES,
     SEED,
     Array,
@@ -21,13 +22,15 @@ from zenspeed.evaluate.interval import (
     Figures,
     Measure,
     Undefined,
+    counted_in_groups,
     interval_of,
     mean_measure,
     wilson,
 )
 
 _CHUNK_CELLS = 4_000_000
-_MOST_CELLS = 10_000_000  # rows × labels, above which only accuracy is compared
+_MOST_CELLS = 10_000_000  # rows (or their groups) × labels, above which only accuracy is compared
+_MEASURED = ("balanced_accuracy", "f1_macro", "mcc")
 
 
 class Confusion(NamedTuple):
@@ -40,11 +43,21 @@ class Confusion(NamedTuple):
 def confusion(labels: Sequence[Any], predictions: Sequence[Any]) -> Confusion:
     """Counts every pair of true and predicted label."""
     names = sorted(set(labels) | set(predictions))
-    index = {name: i for i, name in enumerate(names)}
-    k = len(names)
-    true = np.fromiter((index[x] for x in labels), np.int64, len(labels))
-    predicted = np.fromiter((index[x] for x in predictions), np.int64, len(predictions))
-    return Confusion(names, np.bincount(true * k + predicted, minlength=k * k).reshape(k, k))
+    return confusion_of(names, *(_numbered(column, names) for column in (labels, predictions)))
+
+
+def confusion_of(names: Sequence[Any], truth: NDArray[np.integer[Any]], said: NDArray[np.integer[Any]]) -> Confusion:
+    """The same of numbers of names, (n,) each; names that neither has are left out."""
+    occur = np.flatnonzero(np.bincount(truth, minlength=len(names)) + np.bincount(said, minlength=len(names)))
+    place = np.zeros(len(names), np.int64)
+    place[occur] = np.arange(k := len(occur))
+    counts = np.bincount(place[truth] * k + place[said], minlength=k * k).reshape(k, k)
+    return Confusion([names[i] for i in occur.tolist()], counts)
+
+
+def _numbered(column: Sequence[Any], names: Sequence[Any]) -> NDArray[np.int64]:
+    number = {name: i for i, name in enumerate(names)}
+    return np.fromiter((number[x] for x in column), np.int64, len(column))
 
 
 class Margins(NamedTuple):
@@ -82,27 +95,34 @@ def label_figures(matrix: Confusion) -> Figures:
     return figures
 
 
-def label_measures(labels: Sequence[Any], predictions: Sequence[Any], names: Sequence[Any] | None = None) -> dict[str, Measure]:
+def label_measures(
+    labels: Sequence[Any], predictions: Sequence[Any], names: Sequence[Any] | None = None, wanted: Sequence[str] | None = None
+) -> dict[str, Measure]:
     """Accuracy, and where the labels are few, balanced accuracy, macro F1 and MCC, as functions of sums over rows.
 
     Args:
-        names: all labels, so that two systems are counted alike; None: those that occur here.
+        names: all labels, so that two systems are counted alike; None: those that occur here. wanted: None: all.
     """
     names = sorted(set(labels) | set(predictions)) if names is None else names
-    number = {name: i for i, name in enumerate(names)}
-    n, k = len(labels), len(names)
-    true, predicted = (np.fromiter((number[x] for x in column), np.int64, n) for column in (labels, predictions))
-    hit = true == predicted
-    found = {"accuracy": mean_measure(hit.astype(np.float64), "share of rows whose prediction is the label")}
-    if n * k > _MOST_CELLS:
+    return label_measures_of(_numbered(labels, names), _numbered(predictions, names), len(names), wanted)
+
+
+def label_measures_of(
+    truth: NDArray[np.integer[Any]], said: NDArray[np.integer[Any]], k: int, wanted: Sequence[str] | None = None
+) -> dict[str, Measure]:
+    """The same of numbers of K labels, (n,) each."""
+    n, hit = len(truth), truth == said
+    found = {}
+    if wanted is None or "accuracy" in wanted:
+        found["accuracy"] = mean_measure(hit.astype(np.float64), "share of rows whose prediction is the label")
+    others = [name for name in _MEASURED if wanted is None or name in wanted]
+    if not others or min(n, MOST_UNITS) * k > _MOST_CELLS:
         return found
-    statistics, rows = np.zeros((n, 3 * k)), np.arange(n)
-    statistics[rows[hit], true[hit]] = 1
-    statistics[rows, k + true] = 1
-    statistics[rows, 2 * k + predicted] = 1
-    for name in ("balanced_accuracy", "f1_macro", "mcc"):
+    hits = counted_in_groups(n, np.where(hit, truth, k), k + 1)[:, :k]
+    statistics = np.concatenate([hits, counted_in_groups(n, truth, k), counted_in_groups(n, said, k)], 1)
+    for name in others:
         function, definition, _ = _OVERALL[name]
-        found[name] = Measure(statistics, _of_margins(function), definition)
+        found[name] = Measure(statistics, _of_margins(function), definition, rows=n)
     return found
 
 

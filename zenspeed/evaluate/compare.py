@@ -6,14 +6,17 @@ Runs of one recipe that differ in their seed alone are one system: their spread 
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from zenspeed.config import load
+from zenspeed.data.duplicates import text_hash
 from zenspeed.errors import InputError
 from zenspeed.evaluate.interval import RESAMPLES, SEED, Array, Measure
 from zenspeed.evaluate.measures import measures_of
@@ -130,13 +133,13 @@ def _pair(a: System, b: System, metric: str | None) -> list[Comparison]:
     )
     labels = None
     if first.kind == "labels":
-        labels = sorted({x for p in (*of_a, *of_b) for column in ("label", "prediction") for x in p.column(column)})
+        labels = sorted({name for p in (*of_a, *of_b) for name in p.labels.names})
     measures = [[measures_of(p, wanted, labels) for p in runs] for runs in (of_a, of_b)]
     for name in wanted:
         if name not in measures[0][0]:
-            known = ", ".join(measures_of(first._replace(rows=first.rows[:2])))
+            known = ", ".join(measures_of(first.take(np.arange(min(2, first.n)))))
             raise InputError(f"--metric: {name!r} is no measure of these predictions; there are {known}")
-    return [_compare(a.name, b.name, name, [[m[name] for m in of] for of in measures], by, len(first.rows)) for name in wanted]
+    return [_compare(a.name, b.name, name, [[m[name] for m in of] for of in measures], by, first.n) for name in wanted]
 
 
 def _compare(first: str, second: str, name: str, measures: list[list[Measure]], by: str, n: int) -> Comparison:
@@ -172,28 +175,56 @@ def match(a: Predictions, b: Predictions) -> tuple[Predictions, str]:
     Raises:
         InputError: they are not the same rows.
     """
-    rows, by = _matched(a, b)
     if a.kind != b.kind:
         raise InputError(f"{b.path}: holds {b.kind}, {a.path} {a.kind}; compare answers of one kind")
-    for i, (x, y) in enumerate(zip(a.rows, rows, strict=True)):
-        if x.get(a.truth) != y.get(a.truth):
-            raise InputError(f"{b.path}: row {i + 1} by {by} has another {a.truth} than in {a.path}; compare the same rows")
-    return b._replace(rows=rows), by
+    order, by = _matched(a, b)
+    other = np.flatnonzero(_truths(a) != _truths(b)[order])
+    if len(other):
+        raise InputError(f"{b.path}: row {other[0] + 1} by {by} has another {a.truth} than in {a.path}; compare the same rows")
+    return b if by == "order" else b.take(order), by
 
 
-def _matched(a: Predictions, b: Predictions) -> tuple[list[dict[str, Any]], str]:
-    if all("id" in row for row in a.rows) and all("id" in row for row in b.rows):
-        by_a, by_b = ({str(row["id"]): row for row in x.rows} for x in (a, b))
-        for x, by in ((a, by_a), (b, by_b)):
-            if len(by) != len(x.rows):
-                raise InputError(f"{x.path}: {len(x.rows) - len(by)} rows repeat an id; give every row its own")
-        if by_a.keys() != by_b.keys():
-            alone = sorted(by_a.keys() ^ by_b.keys())
-            raise InputError(f"{b.path}: {len(alone)} ids are in one file only, such as {alone[0]!r}; compare the same rows")
-        return [by_b[key] for key in by_a], "id"
-    if len(a.rows) != len(b.rows):
-        raise InputError(f"{b.path}: {len(b.rows)} rows against {len(a.rows)} in {a.path}; give rows an id, or the same rows")
-    return b.rows, "order"
+def _truths(p: Predictions) -> np.ndarray:
+    """(n,) hashes of what is right, as JSON writes it."""
+    if p.kind == "labels":
+        return _hashes(p.labels.names)[p.labels.truth]
+    return p.numbers.truth if p.kind == "numbers" else _hashes(row.get(p.truth) for row in p.rows)
+
+
+def _hashes(values: Iterable[Any]) -> np.ndarray:
+    found = array("Q", (text_hash(json.dumps(value, ensure_ascii=False)) for value in values))
+    return np.array(found, np.uint64)
+
+
+def _matched(a: Predictions, b: Predictions) -> tuple[np.ndarray, str]:
+    """(n,) the row of `b` that belongs to each of `a`, and what they were matched by."""
+    of_a, of_b = _ids(a), _ids(b)
+    if of_a is None or of_b is None:
+        if a.n != b.n:
+            raise InputError(f"{b.path}: {b.n} rows against {a.n} in {a.path}; give rows an id, or the same rows")
+        return np.arange(a.n), "order"
+    for p, of in ((a, of_a), (b, of_b)):
+        if repeated := len(of) - len(np.unique(of)):
+            raise InputError(f"{p.path}: {repeated} rows repeat an id; give every row its own")
+    if len(alone := np.setxor1d(of_a, of_b)):
+        p, of = (a, of_a) if np.isin(alone[0], of_a) else (b, of_b)
+        one = str(p.rows[int(np.flatnonzero(of == alone[0])[0])]["id"])
+        raise InputError(f"{b.path}: {len(alone)} ids are in one file only, such as {one!r}; compare the same rows")
+    order = np.empty(a.n, np.int64)
+    order[np.argsort(of_a)] = np.argsort(of_b)
+    return order, "id"
+
+
+def _ids(p: Predictions) -> np.ndarray | None:
+    """(n,) hashes of the rows' ids, 64 bits; None: not all have one."""
+    if "id" not in p.rows[0]:
+        return None
+    found = array("Q")
+    for row in p.rows:
+        if "id" not in row:
+            return None
+        found.append(text_hash(str(row["id"])))
+    return np.array(found, np.uint64)
 
 
 def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from zenspeed.evaluate.curves import mean_ranks
 from zenspeed.evaluate.interval import Array, Figure, Figures, Measure, Undefined, figure_of, mean_measure
 
 _CONSTANT = "all truths, or all predictions, are the same"
+_ERRORS = ("mean_absolute_error", "mean_squared_error")
 _DEFINITIONS = {
     "pearson": "Pearson's correlation of prediction and truth",
     "spearman": "Spearman's correlation of ranks of prediction and truth, ties sharing their mean rank",
@@ -25,20 +26,20 @@ def number_figures(truth: Array, predictions: Array) -> Figures:
             mean_ranks(truth), mean_ranks(predictions), _DEFINITIONS["spearman"], lambda r: math.sqrt(1 + r * r / 2)
         ),
     }
-    measures = number_measures(truth, predictions)
-    return figures | {name: figure_of(measures[name]) for name in ("mean_absolute_error", "mean_squared_error")}
+    measures = number_measures(truth, predictions, _ERRORS)
+    return figures | {name: figure_of(measures[name]) for name in _ERRORS}
 
 
-def number_measures(truth: Array, predictions: Array) -> dict[str, Measure]:
-    """The same as functions of sums over rows; Spearman's by the ranks among all rows."""
+def number_measures(truth: Array, predictions: Array, wanted: Sequence[str] | None = None) -> dict[str, Measure]:
+    """The same as functions of sums over rows; Spearman's by the ranks among all rows. wanted: None: all."""
     error = predictions - truth
-    of_ranks = _moments(mean_ranks(truth), mean_ranks(predictions))
-    return {
-        "pearson": Measure(_moments(truth, predictions), _pearson, _DEFINITIONS["pearson"]),
-        "spearman": Measure(of_ranks, _pearson, _DEFINITIONS["spearman"]),
-        "mean_absolute_error": mean_measure(np.abs(error), "mean absolute error")._replace(higher_is_better=False),
-        "mean_squared_error": mean_measure(error**2, "mean squared error")._replace(higher_is_better=False),
+    makers: dict[str, Callable[[], Measure]] = {
+        "pearson": lambda: Measure(_moments(truth, predictions), _pearson, _DEFINITIONS["pearson"]),
+        "spearman": lambda: Measure(_moments(mean_ranks(truth), mean_ranks(predictions)), _pearson, _DEFINITIONS["spearman"]),
+        "mean_absolute_error": lambda: mean_measure(np.abs(error), "mean absolute error")._replace(higher_is_better=False),
+        "mean_squared_error": lambda: mean_measure(error**2, "mean squared error")._replace(higher_is_better=False),
     }
+    return {name: make() for name, make in makers.items() if wanted is None or name in wanted}
 
 
 def _correlation(a: Array, b: Array, definition: str, widen: Callable[[float], float]) -> Figure | Undefined:

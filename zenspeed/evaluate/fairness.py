@@ -7,7 +7,8 @@ so each comes with its interval, and with a permutation test of whether groups d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,18 +19,24 @@ _LEAST = 5
 """Rows that a group needs."""
 
 
-def fairness_gaps(groups: Sequence[Any], labels: Sequence[Any], predictions: Sequence[Any]) -> Figures:
+def fairness_gaps(groups: Iterable[Any], labels: Iterable[Any], predictions: Iterable[Any]) -> Figures:
     """`demographic_parity_gap[label]` and `equal_opportunity_gap[label]` of every label; `accuracy_gap`."""
-    names = sorted({str(g) for g in groups})
-    codes = {name: i for i, name in enumerate(names)}
-    group = np.array([codes[str(g)] for g in groups])
-    said = np.array([str(x) for x in predictions])
-    truth = np.array([str(x) for x in labels])
-    k = len(names)
-    everyone = np.ones(len(group), bool)
+    numbers: dict[str, int] = {}
+    truth, said = (_numbered(column, numbers) for column in (labels, predictions))
+    return gaps_of(groups, list(numbers), truth, said)
+
+
+def gaps_of(groups: Iterable[Any], labels: Sequence[Any], truth: np.ndarray, said: np.ndarray) -> Figures:
+    """The same, `truth` and `said`, (n,), being numbers of labels."""
+    numbers: dict[str, int] = {}
+    group = _numbered(groups, numbers)
+    names = sorted(numbers)
+    place = np.empty(len(names), np.int32)
+    place[[numbers[name] for name in names]] = np.arange(len(names))
+    group, k, everyone = place[group], len(names), np.ones(len(group), bool)
     figures = {"accuracy_gap": _gap(group, everyone, said == truth, k, names, "share of rows that are right", "rows")}
-    for label in sorted(set(truth.tolist())):
-        given, has = said == label, truth == label
+    for label, i in sorted((str(labels[i]), i) for i in np.unique(truth)):
+        given, has = said == i, truth == i
         figures[f"demographic_parity_gap[{label}]"] = _gap(
             group, everyone, given, k, names, f"share of rows that are given {label!r}", "rows"
         )
@@ -37,6 +44,11 @@ def fairness_gaps(groups: Sequence[Any], labels: Sequence[Any], predictions: Seq
             group, has, given, k, names, f"share of rows labelled {label!r} that are found", f"rows labelled {label!r}"
         )
     return figures
+
+
+def _numbered(column: Iterable[Any], numbers: dict[str, int]) -> np.ndarray:
+    found = array("i", (numbers.setdefault(str(value), len(numbers)) for value in column))
+    return np.frombuffer(found, np.int32)
 
 
 def _gap(

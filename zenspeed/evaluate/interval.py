@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,12 @@ class Measure(NamedTuple):
     """(R, k) sums -> (R,), NaN where they do not define the figure."""
     definition: str
     higher_is_better: bool = True
+    rows: int | None = None
+    """How many rows there are, where the statistics are of groups of them already."""
+
+    @property
+    def n(self) -> int:
+        return len(self.statistics) if self.rows is None else self.rows
 
 
 def wilson(successes: int, n: int, definition: str) -> Figure | Undefined:
@@ -72,13 +78,27 @@ def wilson(successes: int, n: int, definition: str) -> Figure | Undefined:
     return Figure(p, max(0.0, middle - half), min(1.0, middle + half), n, definition)
 
 
+def groups_of(n: int) -> NDArray[np.int32]:
+    """(n,) the group of each row: its own, or of more than MOST_UNITS rows one that it is dealt into at random."""
+    if n <= MOST_UNITS:
+        return np.arange(n, dtype=np.int32)
+    return (np.random.default_rng(SEED).permutation(n) % MOST_UNITS).astype(np.int32)
+
+
 def in_groups(statistics: Array) -> Array:
     """(n, k) -> (MOST_UNITS, k), the rows of a group added up; as they are if they are no more."""
     n = len(statistics)
     if n <= MOST_UNITS:
         return statistics
-    group = np.random.default_rng(SEED).permutation(n) % MOST_UNITS
+    group = groups_of(n)
     return np.stack([np.bincount(group, weights=column, minlength=MOST_UNITS) for column in statistics.T], 1)
+
+
+def counted_in_groups(n: int, column: NDArray[np.integer[Any]], width: int, weights: Array | None = None) -> Array:
+    """(groups, width): of each group of rows what falls into each column, `column` being that of each row, (n,)."""
+    cells = groups_of(n).astype(np.int64) * width + column
+    shape = min(n, MOST_UNITS), width
+    return np.bincount(cells, weights=weights, minlength=shape[0] * width).reshape(shape).astype(np.float64)
 
 
 def resampled_sums(statistics: Array) -> Array:
@@ -92,15 +112,9 @@ def resampled_sums(statistics: Array) -> Array:
     return sums
 
 
-def sum_figure(
-    statistics: Array, value: Callable[[Array], Array], definition: str, undefined: str = "these rows do not define it"
-) -> Figure | Undefined:
-    """`value` of the sums of `statistics`, (n, k) one row a unit, with an interval from resampling rows.
-
-    Args:
-        value: (R, k) sums -> (R,), NaN where they do not define it. undefined: the reason to give then.
-    """
-    n = len(statistics)
+def figure_of(measure: Measure, undefined: str = "these rows do not define it") -> Figure | Undefined:
+    """A measure's value with an interval from resampling rows. undefined: the reason to give where its value is NaN."""
+    statistics, value, definition, n = measure.statistics, measure.value, measure.definition, measure.n
     if n == 0:
         return Undefined(0, definition, "no rows")
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -128,11 +142,6 @@ def mean_measure(values: Array, definition: str) -> Measure:
 
 def _first_over_second(sums: Array) -> Array:
     return sums[:, 0] / sums[:, 1]
-
-
-def figure_of(measure: Measure, undefined: str = "these rows do not define it") -> Figure | Undefined:
-    """A measure's value with an interval from resampling rows."""
-    return sum_figure(measure.statistics, measure.value, measure.definition, undefined)
 
 
 def ratio_interval(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from zenspeed.evaluate.calibration import calibration_figures
-from zenspeed.evaluate.classify import confusion, label_figures, label_measures
+from zenspeed.evaluate.classify import confusion_of, label_figures, label_measures_of
 from zenspeed.evaluate.correlation import number_figures, number_measures
 from zenspeed.evaluate.curves import average_precision, mean_area, precision_area, roc_area, roc_steps
 from zenspeed.evaluate.interval import Array, Figure, Figures, Measure, Undefined
-from zenspeed.evaluate.predictions import Predictions, ranks_of
+from zenspeed.evaluate.predictions import Predictions
 from zenspeed.evaluate.ranking import ranking_figures, ranking_measures
-from zenspeed.evaluate.written import written_figures, written_measures
+from zenspeed.evaluate.written import Pairs, figures_of_pairs, measures_of_pairs
+
+_CHUNK_ROWS = 5_000
+"""Texts that are held at a time."""
 
 
 class Scores(NamedTuple):
@@ -32,28 +36,37 @@ class Scores(NamedTuple):
 
 def scores_of(predictions: Predictions) -> Scores | None:
     """The scores, if every row has them for the same labels."""
-    rows = predictions.rows
-    if predictions.kind != "labels" or "scores" not in rows[0]:
+    if predictions.kind != "labels" or predictions.labels.scored is None:
         return None
-    labels = list(rows[0]["scores"])
-    if not all("scores" in row and row["scores"].keys() == rows[0]["scores"].keys() for row in rows):
-        return None
-    columns = [np.fromiter((row["scores"][label] for row in rows), np.float64, len(rows)) for label in labels]
-    values = np.stack(columns, 1)
-    number = {label: i for i, label in enumerate(labels)}
-    return Scores(labels, values, np.fromiter((number[str(row["label"])] for row in rows), np.int64, len(rows)))
+    found = predictions.labels
+    assert found.scored is not None
+    number = {label: i for i, label in enumerate(found.scored)}
+    of_name = np.array([number.get(str(name), -1) for name in found.names], np.int32)
+    return Scores(found.scored, found.scores, of_name[found.truth])
+
+
+def texts_of(predictions: Predictions) -> Pairs:
+    """The answers and references of texts, which are read when they are counted."""
+
+    def chunks() -> Iterator[tuple[list[list[str]], list[str]]]:
+        rows = iter(predictions.rows)
+        while some := list(itertools.islice(rows, _CHUNK_ROWS)):
+            references = [row["reference"] for row in some]
+            yield [[r] if isinstance(r, str) else r for r in references], [row["prediction"] for row in some]
+
+    found = predictions.texts
+    return Pairs(predictions.n, chunks, bool(found.chinese.any()), np.unique(found.references).tolist(), not found.filled.any())
 
 
 def figures_of(predictions: Predictions) -> Figures:
     """Figures by name, of labels, numbers or texts, as the rows hold them."""
     if predictions.kind == "ranks":
-        return ranking_figures(ranks_of(predictions))
-    truth, answers = predictions.column(predictions.truth), predictions.column("prediction")
+        return ranking_figures(predictions.ranks)
     if predictions.kind == "texts":
-        return written_figures(truth, answers)
+        return figures_of_pairs(texts_of(predictions))
     if predictions.kind == "numbers":
-        return number_figures(np.array(truth), np.array(answers))
-    figures = label_figures(confusion(truth, answers))
+        return number_figures(*predictions.numbers)
+    figures = label_figures(confusion_of(*predictions.labels[:3]))
     scores = scores_of(predictions)
     return figures if scores is None else figures | score_figures(scores)
 
@@ -94,15 +107,18 @@ def measures_of(
     Args:
         wanted: names of those to count; None: all. labels: of all systems; None: those that occur here.
     """
-    if predictions.kind == "ranks":
-        found = ranking_measures(ranks_of(predictions))
-        return {name: measure for name, measure in found.items() if wanted is None or name in wanted}
-    truth, answers = predictions.column(predictions.truth), predictions.column("prediction")
     if predictions.kind == "texts":
-        return written_measures(truth, answers, wanted)
-    if predictions.kind == "numbers":
-        found = number_measures(np.array(truth), np.array(answers))
-        found = {"spearman": found.pop("spearman")} | found
+        return measures_of_pairs(texts_of(predictions), wanted)
+    if predictions.kind == "ranks":
+        found = ranking_measures(predictions.ranks)
+    elif predictions.kind == "numbers":
+        found = number_measures(*predictions.numbers, wanted)
+        found = ({"spearman": found.pop("spearman")} if "spearman" in found else {}) | found
     else:
-        found = label_measures(truth, answers, labels)
+        names, truth, said = predictions.labels[:3]
+        if labels is not None:
+            number = {name: i for i, name in enumerate(labels)}
+            place = np.array([number[name] for name in names], np.int32)
+            truth, said = place[truth], place[said]
+        found = label_measures_of(truth, said, len(names if labels is None else labels), wanted)
     return {name: measure for name, measure in found.items() if wanted is None or name in wanted}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from zenspeed.data.duplicates import near_earlier, same_as_earlier, sketch_all
 from zenspeed.evaluate.classify import Confusion
-from zenspeed.evaluate.predictions import Predictions, ranks_of
+from zenspeed.evaluate.predictions import Predictions
+from zenspeed.evaluate.rowfile import part_of
 from zenspeed.evaluate.slices import text_of
 from zenspeed.evaluate.written import answer_tokens, token_f1
 
@@ -21,33 +24,45 @@ def mistakes_of(predictions: Predictions, count: int) -> list[dict[str, Any]]:
     rankings by the worst `rank`."""
     if predictions.kind == "ranks":
         return _worst_ranks(predictions, count)
-    truth, answers = predictions.column(predictions.truth), predictions.column("prediction")
-    rows = predictions.rows
     if predictions.kind == "labels":
-        wrong = [i for i, (t, a) in enumerate(zip(truth, answers, strict=True)) if t != a]
-        weight = np.array([rows[i].get("scores", {}).get(str(answers[i]), 0.0) for i in wrong])
-        name = "confidence"
+        wrong = np.flatnonzero(predictions.labels.truth != predictions.labels.said)
+        weight, name = _confidences(predictions, wrong), "confidence"
     elif predictions.kind == "numbers":
-        weight, name = np.abs(np.array(truth) - np.array(answers)), "error"
-        wrong = list(range(len(rows)))
+        truth, said = predictions.numbers
+        wrong, weight, name = np.arange(len(truth)), np.abs(truth - said), "error"
     else:
-        texts = [t if isinstance(t, str) else t[0] for t in truth]
-        pairs = zip(texts, answers, strict=True)
-        weight, name = np.array([-token_f1(answer_tokens(t), answer_tokens(a)) for t, a in pairs]), "token_f1"
-        wrong = list(range(len(rows)))
+        n = predictions.n
+        wrong, weight, name = np.arange(n), np.fromiter(map(_disagreement, predictions.rows), np.float64, n), "token_f1"
     worst = np.argsort(-weight, kind="stable")[:count]
-    return [_shown(predictions, wrong[i], name, abs(float(weight[i]))) for i in worst]
+    return [_shown(predictions, int(wrong[i]), name, abs(float(weight[i]))) for i in worst]
+
+
+def _confidences(p: Predictions, wrong: np.ndarray) -> np.ndarray:
+    """(wrong,) the score of each answer; 0 where it has none."""
+    names, said, scored, scores = p.labels.names, p.labels.said[wrong], p.labels.scored, p.labels.scores
+    if scored is not None:
+        number = {label: i for i, label in enumerate(scored)}
+        column = np.array([number.get(str(name), -1) for name in names])[said]
+        return np.where(column >= 0, scores[wrong, column], 0.0)
+    if "scores" not in p.rows[0]:
+        return np.zeros(len(wrong))
+    rows = part_of(p.rows, wrong)  # of other labels in other rows
+    return np.array([row.get("scores", {}).get(str(names[i]), 0.0) for row, i in zip(rows, said, strict=True)])
+
+
+def _disagreement(row: dict[str, Any]) -> float:
+    reference = row["reference"] if isinstance(row["reference"], str) else row["reference"][0]
+    return -token_f1(answer_tokens(reference), answer_tokens(row["prediction"]))
 
 
 def _worst_ranks(p: Predictions, count: int) -> list[dict[str, Any]]:
-    first = np.array([ranks.min() for ranks in ranks_of(p)])
-    worst = np.argsort(-first, kind="stable")[:count].tolist()
-    return [{"row": i + 1, **_cut({"text": text_of(p.rows[i])}), "rank": p.rows[i]["rank"]} for i in worst]
+    worst = np.argsort(-p.ranks.first, kind="stable")[:count]
+    rows = zip(worst.tolist(), part_of(p.rows, worst), strict=True)
+    return [{"row": i + 1, **_cut({"text": text_of(row)}), "rank": row["rank"]} for i, row in rows]
 
 
 def _shown(p: Predictions, i: int, name: str, value: float) -> dict[str, Any]:
-    row = p.rows[i]
-    shown = {"text": text_of(row), p.truth: row[p.truth], "prediction": row["prediction"]}
+    shown = {"text": text_of(p.rows[i]), p.truth: p.right(i), "prediction": p.answer(i)}
     return {"row": i + 1, **_cut(shown), name: value}
 
 
@@ -71,24 +86,25 @@ def confused_pairs(matrix: Confusion, count: int) -> list[dict[str, Any]]:
 
 def contradictions(predictions: Predictions, count: int) -> dict[str, Any]:
     """Equal or nearly equal texts with different labels: `n` of them, and the first `count` as `pairs`."""
-    rows = predictions.rows[:_MOST_TEXTS]
-    texts = [text_of(row) for row in rows]
-    if not any(texts):
+    n = min(predictions.n, _MOST_TEXTS)
+    filled = np.zeros(n, np.bool_)
+
+    def texts() -> Iterator[str]:
+        for i, row in enumerate(itertools.islice(predictions.rows, n)):
+            text = text_of(row)
+            filled[i] = bool(text)
+            yield text
+
+    sketches = sketch_all(texts())
+    if not filled.any():
         return {"n": 0, "pairs": []}
-    sketches = sketch_all(texts)
     first, near = same_as_earlier(sketches.exact), near_earlier(sketches)
     # A copy differs from its first; a text that is nearly another differs from that.
-    partner = np.where(first != np.arange(len(texts)), first, near)
-    found = [(i, int(j)) for i, j in enumerate(partner) if j >= 0 and texts[i] and rows[i]["label"] != rows[int(j)]["label"]]
-    pairs = [
-        {
-            "row": i + 1,
-            "label": rows[i]["label"],
-            "text": texts[i][:_SHOWN],
-            "other_row": j + 1,
-            "other_label": rows[j]["label"],
-            "other_text": texts[j][:_SHOWN],
-        }
-        for i, j in found[:count]
-    ]
+    partner = np.where(first != np.arange(n), first, near)
+    truth = predictions.labels.truth
+    found = np.flatnonzero((partner >= 0) & filled & (truth[:n] != truth[partner]))
+    pairs = []
+    for i, j in zip(found[:count].tolist(), partner[found[:count]].tolist(), strict=True):
+        one, other = ({"label": predictions.right(k), "text": text_of(predictions.rows[k])[:_SHOWN]} for k in (i, j))
+        pairs.append({"row": i + 1, **one, "other_row": j + 1, **{f"other_{key}": value for key, value in other.items()}})
     return {"n": len(found), "pairs": pairs}

@@ -3,52 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zenspeed.evaluate.interval import Array, Figures, Measure, Undefined, figure_of, mean_measure
 
 CUTS = (1, 5, 10)
 
 
-def recall_at(ranks: Array, k: int) -> float:
-    """Share of a query's relevant items among the first `k`. `ranks`: of its relevant items, from 1; inf: not found."""
-    return float((ranks <= k).mean())
+class Ranks(NamedTuple):
+    """Ranks from 1 of what belongs to each query, at least one; inf for what was not found."""
 
+    values: Array
+    """Those of all queries, one query behind the other."""
+    counts: NDArray[np.int32]
+    """(queries,) of each."""
 
-def reciprocal_rank(ranks: Array) -> float:
-    """1 / rank of the first relevant item; 0 where none was found."""
-    return float(1 / ranks.min())
+    @classmethod
+    def of(cls, ranks: Sequence[Array]) -> Self:
+        """`ranks[i]`: those of query i."""
+        values = np.concatenate(ranks).astype(np.float64) if len(ranks) else np.zeros(0)
+        return cls(values, np.array([len(r) for r in ranks], np.int32))
 
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self.counts[:-1], dtype=np.int64)])[: len(self.counts)]
 
-def ndcg_at(ranks: Array, k: int) -> float:
-    """Discounted gain 1 / log2(1 + rank) of relevant items among the first `k`, as a share of the best possible.
+    @property
+    def first(self) -> Array:
+        """(queries,) rank of the first that belongs to each."""
+        return np.minimum.reduceat(self.values, self.starts)
 
-    Järvelin & Kekäläinen 2002, with items either relevant or not.
-    """
-    gain = (1 / np.log2(1 + ranks[ranks <= k])).sum()
-    best = (1 / np.log2(1 + np.arange(1, min(k, len(ranks)) + 1))).sum()
-    return float(gain / best)
+    def take(self, queries: np.ndarray) -> Ranks:
+        """The queries at these places."""
+        counts = self.counts[queries]
+        before = np.cumsum(counts, dtype=np.int64) - counts
+        places = np.repeat(self.starts[queries] - before, counts) + np.arange(int(counts.sum()))
+        return Ranks(self.values[places], counts)
 
 
 def ranking_scores(ranks: Sequence[Array], cuts: Sequence[int] = CUTS) -> dict[str, Array]:
     """Each figure of each query, (queries,). `ranks[i]`: ranks of the relevant items of query i, at least one."""
-    found: dict[str, Array] = {f"recall@{k}": np.array([recall_at(r, k) for r in ranks]) for k in cuts}
-    found["mrr"] = np.array([reciprocal_rank(r) for r in ranks])
-    found[f"ndcg@{max(cuts)}"] = np.array([ndcg_at(r, max(cuts)) for r in ranks])
+    return _scores(Ranks.of(ranks), cuts)
+
+
+def _scores(ranks: Ranks, cuts: Sequence[int]) -> dict[str, Array]:
+    """recall@k: share of a query's items among its first k. MRR: 1 / rank of the first; 0 where none was found. nDCG@k:
+    discounted gain 1 / log2(1 + rank) of the first k, as a share of the best possible (Järvelin & Kekäläinen 2002)."""
+    starts, most = ranks.starts, max(cuts)
+    found = {f"recall@{k}": np.add.reduceat((ranks.values <= k) * 1.0, starts) / ranks.counts for k in cuts}
+    found["mrr"] = 1 / ranks.first
+    gains = np.where(ranks.values <= most, 1 / np.log2(1 + ranks.values), 0.0)
+    best = np.concatenate([[0.0], np.cumsum(1 / np.log2(1 + np.arange(1, most + 1)))])
+    found[f"ndcg@{most}"] = np.add.reduceat(gains, starts) / best[np.minimum(ranks.counts, most)]
     return found
 
 
-def ranking_figures(ranks: Sequence[Array], cuts: Sequence[int] = CUTS) -> Figures:
+def ranking_figures(ranks: Ranks | Sequence[Array], cuts: Sequence[int] = CUTS) -> Figures:
     """Means over queries of `ranking_scores`."""
-    if not ranks:
+    if not len(ranks.counts if isinstance(ranks, Ranks) else ranks):
         return {name: Undefined(0, definition, "no queries") for name, definition in _definitions(cuts).items()}
     return {name: figure_of(measure) for name, measure in ranking_measures(ranks, cuts).items()}
 
 
-def ranking_measures(ranks: Sequence[Array], cuts: Sequence[int] = CUTS) -> dict[str, Measure]:
+def ranking_measures(ranks: Ranks | Sequence[Array], cuts: Sequence[int] = CUTS) -> dict[str, Measure]:
     """The same as functions of sums over queries."""
-    found, definitions = ranking_scores(ranks, cuts), _definitions(cuts)
+    found = _scores(ranks if isinstance(ranks, Ranks) else Ranks.of(ranks), cuts)
+    definitions = _definitions(cuts)
     return {name: mean_measure(values, definitions[name]) for name, values in found.items()}
 
 

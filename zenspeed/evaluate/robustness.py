@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from zenspeed.errors import InputError
 from zenspeed.evaluate.classify import wilson
 from zenspeed.evaluate.measures import measures_of
@@ -111,11 +113,13 @@ def with_synonyms(synonyms: Mapping[str, Sequence[str]]) -> Change:
     return change
 
 
-def changed_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], change: Change) -> list[dict[str, Any]]:
-    """The rows with the texts of `columns` changed."""
+def changed_rows(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], change: Change, first: int = 0
+) -> list[dict[str, Any]]:
+    """The rows with the texts of `columns` changed. first: number of the first row, from 0."""
     return [
         {**row, **{c: change(str(row[c]), random.Random(f"{i} {c}")) for c in columns if row.get(c) is not None}}
-        for i, row in enumerate(rows)
+        for i, row in enumerate(rows, first)
     ]
 
 
@@ -123,13 +127,13 @@ def effect_of(name: str, before: Predictions, after: Predictions, texts_changed:
     """What a change of the texts did: the main measure before and after, paired, and how many answers became others."""
     labels = None
     if before.kind == "labels":
-        labels = sorted({x for p in (before, after) for column in ("label", "prediction") for x in p.column(column)})
-    metric = next(iter(measures_of(before._replace(rows=before.rows[:2]))))
+        labels = sorted({name for p in (before, after) for name in p.labels.names})
+    metric = next(iter(measures_of(before.take(np.arange(min(2, before.n))))))
     first, second = (measures_of(p, [metric], labels)[metric] for p in (before, after))
     e = paired(first, second)
     pairs = zip(before.rows, after.rows, strict=True)
     changed = sum(a["prediction"] != b["prediction"] for a, b in pairs)
-    n = len(before.rows)
+    n = before.n
     return {
         "change": name,
         "n": n,

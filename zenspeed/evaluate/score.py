@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from zenspeed.errors import InputError
 from zenspeed.evaluate.calibration import reliability
-from zenspeed.evaluate.classify import confusion
+from zenspeed.evaluate.classify import confusion_of
 from zenspeed.evaluate.curves import choose_threshold, precision_recall_points, roc_points, wanted
-from zenspeed.evaluate.fairness import fairness_gaps
+from zenspeed.evaluate.fairness import gaps_of
 from zenspeed.evaluate.interval import RESAMPLES, SEED, Figure, Figures, Undefined
 from zenspeed.evaluate.measures import figures_of, scores_of
 from zenspeed.evaluate.mistakes import confused_pairs, contradictions, mistakes_of
@@ -46,32 +46,30 @@ NOTHING_MORE = Options()
 
 def score_file(path: Path, options: Options = NOTHING_MORE) -> dict[str, Any]:
     """The evaluation of a file of predictions."""
-    predictions = read_predictions(path)
-    return evaluation(predictions, options, lambda rows: figures_of(predictions._replace(rows=rows)))
+    return evaluation(read_predictions(path), options)
 
 
 def evaluation(
     predictions: Predictions,
     options: Options,
-    score: Callable[[list[dict[str, Any]]], Figures],
+    score: Callable[[Predictions], Figures] = figures_of,
     known: Mapping[str, Figure | Undefined] | None = None,
 ) -> dict[str, Any]:
     """The evaluation of rows with answers.
 
     Args:
-        score: figures of some of the rows. known: figures over all rows that the rows do not hold, such as a model's loss.
+        score: figures of all rows or of some. known: figures over all rows that the rows do not hold, such as a model's loss.
     """
-    rows = predictions.rows
-    parts = slices_of(rows, options.slices)
-    figures: Figures = {**(known or {}), **score(rows)}
+    parts = slices_of(predictions.rows, options.slices)
+    figures: Figures = {**(known or {}), **score(predictions)}
     tables = [table_of(figures)]
-    tables += [table_of(score([rows[i] for i in part.rows]), part.name, part.value) for part in parts]
+    tables += [table_of(score(predictions.take(part.rows)), part.name, part.value) for part in parts]
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "version": VERSION,
         "source": str(predictions.path),
         "kind": predictions.kind,
-        "n": len(rows),
+        "n": predictions.n,
         "resamples": RESAMPLES,
         "seed": SEED,
         "figures": [figure for table in tables for figure in table],
@@ -82,7 +80,7 @@ def evaluation(
         raise InputError(f"--protected, --threshold: are for labels; these predictions are {predictions.kind}")
     if predictions.kind != "other" and options.mistakes:
         found["mistakes"] = mistakes_of(predictions, options.mistakes)
-    found["warnings"] = _warnings(figures, len(rows), parts, found)
+    found["warnings"] = _warnings(figures, predictions.n, parts, found)
     return found
 
 
@@ -94,8 +92,8 @@ def table_of(figures: Mapping[str, Figure | Undefined], slice_: str = "all", val
 
 
 def _of_labels(predictions: Predictions, options: Options) -> dict[str, Any]:
-    labels, answers = predictions.column("label"), predictions.column("prediction")
-    matrix = confusion(labels, answers)
+    names, truth, said = predictions.labels[:3]
+    matrix = confusion_of(names, truth, said)
     found: dict[str, Any] = {"confusion": {"labels": matrix.labels, "counts": matrix.counts.tolist()}}
     scores = scores_of(predictions)
     if scores is not None:
@@ -121,7 +119,7 @@ def _of_labels(predictions: Predictions, options: Options) -> dict[str, Any]:
         found["fairness"] = [
             figure
             for column in options.protected
-            for figure in table_of(fairness_gaps(predictions.column(column), labels, answers), column)
+            for figure in table_of(gaps_of(predictions.column(column), names, truth, said), column)
         ]
     if options.mistakes:
         found["confused"] = confused_pairs(matrix, options.mistakes)

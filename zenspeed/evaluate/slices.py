@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,40 +52,67 @@ def columns_of(rules: Sequence[str]) -> list[str]:
 def _parts(rows: Sequence[Row], rule: str) -> Iterator[Slice]:
     name = columns_of([rule])[0]
     rest = rule[len(name) :]
-    values = _values(rows, name)
     if rest.startswith("~"):
         try:
             pattern = re.compile(rest[1:])
         except re.error as error:
             raise InputError(f"--slice {rule}: {rest[1:]!r} is no regular expression: {error}") from None
-        names = [f"has {rest[1:]}" if pattern.search(str(value)) else f"has no {rest[1:]}" for value in values]
-        yield from _by_value(name, names, sorted(set(names)))
+        names = (f"has {rest[1:]}" if pattern.search(str(value)) else f"has no {rest[1:]}" for value in _values(rows, name))
+        yield from _by_value(name, _taken(names))
     elif rest:
-        yield from _by_range(name, _numbers(values, rule), _edges(rest[1:], rule))
+        edges, taken = _edges(rest[1:], rule), _taken(_values(rows, name))
+        if taken.no_number is not None:
+            wrong = str(taken.no_number)
+            raise InputError(f"--slice {rule}: {wrong!r} is no number; name the column alone to slice by its values")
+        yield from _by_range(name, taken.numbers, edges)
     else:
-        yield from _by_column(name, values, rule)
+        yield from _by_column(name, _taken(_values(rows, name)), rule)
 
 
-def _by_column(name: str, values: list[Any], rule: str) -> Iterator[Slice]:
-    texts = [str(value) for value in values]
-    different = sorted(set(texts))
-    if len(different) > MOST_VALUES and all(isinstance(v, int | float) or _number(v) is not None for v in values):
-        numbers = _numbers(values, rule)
-        yield from _by_range(name, numbers, sorted({float(q) for q in np.quantile(numbers, [0.25, 0.5, 0.75])}))
+class _Taken(NamedTuple):
+    """A column in a few bytes a row."""
+
+    names: list[str]
+    """Different values, the first _MOST_TEXTS + 1 of them."""
+    places: np.ndarray
+    """(rows,) int32, which of them each row has; of a column with more, not to be used."""
+    numbers: np.ndarray
+    """(rows,) as numbers, NaN where they are none."""
+    no_number: Any
+    """The first value that is none; None: all are."""
+
+
+def _taken(values: Iterable[Any]) -> _Taken:
+    names: dict[str, int] = {}
+    places, numbers, no_number = array("i"), array("d"), None
+    for value in values:
+        text = str(value)
+        if len(names) <= _MOST_TEXTS or text in names:
+            places.append(names.setdefault(text, len(names)))
+        else:
+            places.append(0)
+        number = _number(value)
+        if number is None and no_number is None:
+            no_number = value if value is not None else "None"
+        numbers.append(math.nan if number is None else number)
+    return _Taken(list(names), np.frombuffer(places, np.int32), np.frombuffer(numbers), no_number)
+
+
+def _by_column(name: str, taken: _Taken, rule: str) -> Iterator[Slice]:
+    if len(taken.names) > MOST_VALUES and taken.no_number is None:
+        edges = sorted({float(q) for q in np.quantile(taken.numbers, [0.25, 0.5, 0.75])})
+        yield from _by_range(name, taken.numbers, edges)
         return
-    if len(different) > _MOST_TEXTS:
+    if len(taken.names) > _MOST_TEXTS:
         raise InputError(
-            f"--slice {rule}: {len(different):,} different values; give ranges ({name}:10,20) or a rule ({name}~word)"
+            f"--slice {rule}: more than {_MOST_TEXTS} different values; give ranges ({name}:10,20) or a rule ({name}~word)"
         )
-    yield from _by_value(name, texts, different)
+    yield from _by_value(name, taken)
 
 
-def _by_value(name: str, values: Sequence[str], different: Sequence[str]) -> Iterator[Slice]:
-    places: dict[str, list[int]] = {value: [] for value in different}
-    for i, value in enumerate(values):
-        places[value].append(i)
-    for value, rows in places.items():
-        yield Slice(name, value, np.array(rows, np.int64))
+def _by_value(name: str, taken: _Taken) -> Iterator[Slice]:
+    for i in sorted(range(len(taken.names)), key=taken.names.__getitem__):
+        yield Slice(name, taken.names[i], np.flatnonzero(taken.places == i))
 
 
 def _by_range(name: str, values: np.ndarray, edges: Sequence[float]) -> Iterator[Slice]:
@@ -104,14 +132,6 @@ def _edges(text: str, rule: str) -> list[float]:
     return found
 
 
-def _numbers(values: Sequence[Any], rule: str) -> np.ndarray:
-    numbers = [_number(value) for value in values]
-    for value, number in zip(values, numbers, strict=True):
-        if number is None:
-            raise InputError(f"--slice {rule}: {value!r} is no number; name the column alone to slice by its values")
-    return np.array(numbers, np.float64)
-
-
 def _number(value: object) -> float | None:
     try:
         number = float(str(value))
@@ -120,17 +140,21 @@ def _number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _values(rows: Sequence[Row], name: str) -> list[Any]:
-    if name not in rows[0] and name in _OF_TEXT:
-        return [_OF_TEXT[name](text_of(row)) for row in rows]
+def _values(rows: Sequence[Row], name: str) -> Iterator[Any]:
+    of_text = _OF_TEXT.get(name)
     for i, row in enumerate(rows):
-        if name not in row:
+        if i == 0 and name in row:
+            of_text = None
+        if of_text is not None:
+            yield of_text(text_of(row))
+        elif name in row:
+            yield row[name]
+        else:
             near = difflib.get_close_matches(name, list(row), 1)
             hint = f"; nearest: {near[0]}" if near else f"; it has {', '.join(row)}"
             raise InputError(
                 f"--slice {name}: row {i + 1} has no column {name!r}{hint} (or length, words, language of the text)"
             )
-    return [row[name] for row in rows]
 
 
 def _words(text: str) -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from zenspeed.config import read_text, write_atomically
 from zenspeed.errors import InputError, missing
 from zenspeed.evaluate.interval import RESAMPLES, SEED
-from zenspeed.evaluate.measures import figures_of
-from zenspeed.evaluate.predictions import as_predictions, read_rows
+from zenspeed.evaluate.predictions import as_predictions
+from zenspeed.evaluate.rowfile import RowFile
 from zenspeed.evaluate.score import Options, evaluation, table_of
 from zenspeed.runlog import read_metrics
 
@@ -52,21 +54,20 @@ def write_content(folder: Path, figures: Mapping[str, Any], facts: Mapping[str, 
 def _of_predictions(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    rows = read_rows(path)
+    rows = RowFile(path)
     predictions = as_predictions(rows, path)
     if predictions.kind == "other":
         return {"kind": "other", "n": len(rows), "figures": [], "warnings": [], "examples": rows[:_SHOWN]}
-    found = evaluation(predictions, Options(slices=_slices(rows)), lambda some: figures_of(predictions._replace(rows=some)))
-    return found | {"examples": rows[:_SHOWN]}
+    return evaluation(predictions, Options(slices=_slices(rows))) | {"examples": rows[:_SHOWN]}
 
 
-def _slices(rows: list[dict[str, Any]]) -> list[str]:
+def _slices(rows: Sequence[dict[str, Any]]) -> list[str]:
     """By length, in two halves and a tail, where the texts are known and the rows enough."""
     from zenspeed.evaluate.slices import text_of
 
-    lengths = sorted(len(text_of(row)) for row in rows)
-    edges = sorted({lengths[len(rows) // 2], lengths[9 * len(rows) // 10]})
-    return [f"length:{','.join(map(str, edges))}"] if lengths[0] < lengths[-1] and len(rows) >= 40 else []
+    lengths = np.sort(np.fromiter((len(text_of(row)) for row in rows), np.int64))
+    edges = sorted({int(lengths[len(lengths) // 2]), int(lengths[9 * len(lengths) // 10])})
+    return [f"length:{','.join(map(str, edges))}"] if lengths[0] < lengths[-1] and len(lengths) >= 40 else []
 
 
 def read_report(folder: Path) -> RunReport:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zenspeed.data.batch import Batch
 from zenspeed.data.examples import Ragged
 from zenspeed.data.packing import Layout
-from zenspeed.evaluate.classify import confusion, label_figures
+from zenspeed.evaluate.classify import confusion_of, label_figures
 from zenspeed.evaluate.interval import Figure, Undefined, ratio_interval
 from zenspeed.evaluate.measures import figures_of
 from zenspeed.evaluate.predictions import checked
@@ -27,6 +27,8 @@ from zenspeed.tasks.rows import Examples, RowTask, column_of
 
 class ClassificationTask(RowTask):
     """Targets are label numbers; a text longer than the context is judged by the mean of its windows' probabilities."""
+
+    apart = True
 
     def __init__(self, recipe: Recipe, progress: Callable[[str], None] | None) -> None:
         data = open_rows(recipe, progress)
@@ -88,8 +90,9 @@ class ClassificationTask(RowTask):
         truth[examples.owner] = examples.targets
         losses = -np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-12))
         loss = ratio_interval(losses, np.ones(len(losses)), "mean negative log likelihood of the label, in nats")
-        names = np.array(self.labels)
-        found = label_figures(confusion(names[truth].tolist(), names[probabilities.argmax(1)].tolist()))
+        order = np.array(sorted(range(len(self.labels)), key=self.labels.__getitem__))
+        names, place_of = [self.labels[i] for i in order], np.argsort(order)
+        found = label_figures(confusion_of(names, place_of[truth], place_of[probabilities.argmax(1)]))
         return {"loss": loss} | {name: figure for name, figure in found.items() if isinstance(figure, Figure)}
 
     def predict(self, model: nn.Module, rows: list[dict[str, Any]], place: Place) -> list[dict[str, Any]]:

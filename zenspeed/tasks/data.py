@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from array import array
@@ -148,6 +149,14 @@ def read_split(recipe: Recipe, source: str, *, answers: bool = True) -> Rows:
     return _Reader(recipe, answers).read(source)
 
 
+def split_blocks(recipe: Recipe, source: str, size: int) -> Iterator[Rows]:
+    """The same rows, `size` at a time, and no more are held; but all of them where duplicates are to be left out."""
+    reader = _Reader(recipe)
+    rows = reader.each(source) if recipe.data.clean.duplicates == "keep" else iter(reader.read(source))
+    while block := list(itertools.islice(rows, size)):
+        yield block
+
+
 class _Reader:
     """Reads and cleans rows, and counts what is left out."""
 
@@ -161,6 +170,12 @@ class _Reader:
         folder = data.cache.expanduser()
         if task.kind in ("masked_lm", "span_corruption") and (source == PYTHON_DOCS or is_text(source)):
             return kept_rows(({task.text: text} for text in documents(data, source)), folder)  # cleaned there
+        kept = kept_rows(self.each(source), folder)
+        return kept if data.clean.duplicates == "keep" else self._distinct(kept)
+
+    def each(self, source: str) -> Iterator[dict[str, Any]]:
+        """Row by row, with those that repeat others; at least one."""
+        data, kept = self._recipe.data, 0
         columns = [*needed_columns(self._recipe), *self._answers]
         options = RowOptions(
             columns=tuple(dict.fromkeys(columns)),
@@ -172,12 +187,12 @@ class _Reader:
             endpoint=data.endpoint,
             fetch=data.fetch,
         )
-        kept: Rows = kept_rows((row for row in read_rows(source, options, self.report) if self._cleaned(row)), folder)
-        if data.clean.duplicates != "keep":
-            kept = self._distinct(kept)
+        for row in read_rows(source, options, self.report):
+            if self._cleaned(row):
+                kept += 1
+                yield row
         if not kept:
             raise InputError(f"data.clean: leaves no row of {source}; ask for less")
-        return kept
 
     def _cleaned(self, row: dict[str, Any]) -> bool:
         task = self._recipe.task

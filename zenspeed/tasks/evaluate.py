@@ -1,13 +1,15 @@
 """Evaluates a run, or a folder of Hugging Face layout, whatever its task: on its validation split, or on other data.
 
 Rows go through the model in batches by length, on any number of ranks; every rank gets the same answers, so the same figures.
+Answers are written as they are made and scored from there, so that of a classification no more than a block of rows is held.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,17 +22,19 @@ from zenspeed.data.prepare import encode_held_out, prepare
 from zenspeed.data.rows import RowOptions, read_rows
 from zenspeed.data.shards import TokenDataset
 from zenspeed.data.source import documents
-from zenspeed.evaluate.interval import Figure, Figures
+from zenspeed.evaluate.interval import Figure
 from zenspeed.evaluate.language import document_losses, language_figures
+from zenspeed.evaluate.measures import figures_of
 from zenspeed.evaluate.predictions import Predictions, as_predictions, checked
 from zenspeed.evaluate.robustness import changed_rows, changes, effect_of
+from zenspeed.evaluate.rowfile import RowFile
 from zenspeed.evaluate.score import Options, evaluation, figure_from, table_of
 from zenspeed.evaluate.slices import columns_of, slices_of
 from zenspeed.tasks.base import Place
-from zenspeed.tasks.data import is_text, read_split, text_columns
+from zenspeed.tasks.data import is_text, read_split, split_blocks, text_columns
 from zenspeed.tasks.open import open_task
 from zenspeed.tasks.opening import Model, open_for_evaluation
-from zenspeed.tasks.rows import RowTask
+from zenspeed.tasks.rows import BLOCK_ROWS, RowTask
 
 
 class Asked(NamedTuple):
@@ -74,29 +78,59 @@ def evaluate_run(folder: Path, source: str | None = None, checkpoint: str | None
 
 
 def _rows(model: Model, task: RowTask, asked: Asked, place: Place) -> dict[str, Any]:
-    rows, of_source = _read(model, asked, place)
+    blocks = _blocks(model, task, asked, place)
     if type(task).predict is RowTask.predict:
         _refuse_what_needs_answers(task, asked)
+        rows = [row for block, _ in blocks() for row in block]
         return _of_figures(task.judge(model.model, task.encode(rows, "the rows"), place), "other", len(rows))
-    answers = task.predict(model.model, rows, place)
-    wanted = [c for c in [*columns_of(asked.options.slices), *asked.options.protected] if c in rows[0]]
-    answers = [{**{c: row[c] for c in wanted}, **answer} for row, answer in zip(rows, answers, strict=True)]
+    with tempfile.TemporaryDirectory(prefix="zenspeed-evaluate-") as name:
+        folder = Path(name)
+        found = _of_answers(model, task, asked, place, blocks, folder)
+        if asked.predictions is not None and place.rank == 0:
+            shutil.copyfile(folder / "answers.jsonl", asked.predictions)
+    return found
+
+
+Blocks = Callable[[], Iterator[tuple[list[dict[str, Any]], list[str]]]]
+"""Rows, some at a time, and the source of each."""
+
+
+def _of_answers(model: Model, task: RowTask, asked: Asked, place: Place, blocks: Blocks, folder: Path) -> dict[str, Any]:
+    """Answers are written as they are made, on every rank, and then scored as a file of predictions."""
+    options, known = asked.options, dict[str, Any]()
+    wanted = [*columns_of(options.slices), *options.protected]
+    with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
+        for rows, sources in blocks():
+            for row, answer, source in zip(rows, task.predict(model.model, rows, place), sources, strict=True):
+                whole = {**{c: row[c] for c in wanted if c in row}, **answer}
+                whole |= {"data": source} if len(asked.sources) > 1 else {}
+                file.write(json.dumps(whole, ensure_ascii=False, default=str) + "\n")
+            if not task.apart:
+                known = task.judge(model.model, task.encode(rows, "the rows"), place)
     if len(asked.sources) > 1:
-        answers = [{**answer, "data": source} for answer, source in zip(answers, of_source, strict=True)]
-        asked = asked._replace(options=asked.options._replace(slices=[*asked.options.slices, "data"]))
-    predictions = as_predictions(answers)
-    known: Figures = {}
-    if predictions.kind != "labels":
-        known |= task.judge(model.model, task.encode(rows, "the rows"), place)
-    found = evaluation(predictions, asked.options, lambda some: dict(task.score(some)), known)
+        options = options._replace(slices=[*options.slices, "data"])
+    predictions = as_predictions(RowFile(folder / "answers.jsonl"), asked.predictions or Path("predictions.jsonl"))
+    score = figures_of if predictions.kind == "labels" else lambda some: dict(task.score(list(some.rows)))
+    found = evaluation(predictions, options, score, known)
     found["figures"] = [
         {**f, "name": "loss"} for f in found["figures"] if (f["name"], f["slice"]) == ("log_loss", "all")
     ] + found["figures"]
     if asked.robust:
-        found["robustness"] = _robustness(model, task, rows, predictions, asked, place)
-    if asked.predictions is not None and place.rank == 0:
-        write_atomically(asked.predictions, "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in answers))
+        found["robustness"] = _robustness(model, task, predictions, asked, place, blocks, folder / "changed.jsonl")
     return found
+
+
+def _blocks(model: Model, task: RowTask, asked: Asked, place: Place) -> Blocks:
+    """Of a task whose rows stand apart BLOCK_ROWS at a time, else all at once."""
+    if task.apart and asked.sources:
+        return lambda: (
+            (block, [source] * len(block))
+            for source in asked.sources
+            for block in split_blocks(model.recipe, source, BLOCK_ROWS)
+        )
+    rows, sources = _read(model, asked, place)
+    size = BLOCK_ROWS if task.apart else len(rows)
+    return lambda: ((list(rows[i : i + size]), sources[i : i + size]) for i in range(0, len(rows), size))
 
 
 def _read(model: Model, asked: Asked, place: Place) -> tuple[list[dict[str, Any]], list[str]]:
@@ -115,16 +149,20 @@ def _read(model: Model, asked: Asked, place: Place) -> tuple[list[dict[str, Any]
 
 
 def _robustness(
-    model: Model, task: RowTask, rows: list[dict[str, Any]], before: Predictions, asked: Asked, place: Place
+    model: Model, task: RowTask, before: Predictions, asked: Asked, place: Place, blocks: Blocks, path: Path
 ) -> list[dict[str, Any]]:
     if before.kind == "other":
         raise InputError(f"--robust: is for labels, numbers and texts, not for {model.recipe.task.kind}")
     columns, found = text_columns(model.recipe), []
     for name, change in changes(asked.robust, asked.synonyms).items():
-        others = changed_rows(rows, columns, change)
-        texts = sum(any(a.get(c) != b.get(c) for c in columns) for a, b in zip(rows, others, strict=True))
-        answers = task.predict(model.model, others, place)
-        found.append(effect_of(name, before, checked(answers), texts))
+        texts = first = 0
+        with path.open("w", encoding="utf-8") as file:
+            for rows, _ in blocks():
+                others = changed_rows(rows, columns, change, first)
+                first += len(rows)
+                texts += sum(any(a.get(c) != b.get(c) for c in columns) for a, b in zip(rows, others, strict=True))
+                file.writelines(json.dumps(a, ensure_ascii=False) + "\n" for a in task.predict(model.model, others, place))
+        found.append(effect_of(name, before, checked(RowFile(path), path), texts))
     return found
 
 

@@ -8,6 +8,7 @@ import json
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zenspeed.config import InputError, write_atomically
+from zenspeed.config import InputError
 from zenspeed.data.batch import IGNORE, Batch
 from zenspeed.data.examples import EpochOrder, Ragged
 from zenspeed.data.on_disk import NumbersOnDisk, RowsOnDisk
@@ -31,6 +32,8 @@ EVALUATION_TOKENS = 8192
 """Tokens of an evaluation batch."""
 BLOCK_CHARACTERS = 4_000_000
 """Of rows on disk that are encoded together."""
+BLOCK_ROWS = 16_384
+"""Rows that are answered, written and forgotten together, where one needs no other."""
 
 
 class Examples(NamedTuple):
@@ -107,6 +110,8 @@ class RowTask(Task):
     train: Examples
     validation: Examples
     test: Examples | None = None
+    apart: ClassVar[bool] = False
+    """All that its figures need of a row is in the row's answer: many rows are evaluated a block at a time."""
     writes: ClassVar[bool] = False
     """Its answers are texts, written a token at a time: judged at the end only, for it takes long."""
 
@@ -265,10 +270,16 @@ class RowTask(Task):
         """Answers for the test split, or for the validation split where there is no test; figures of the test split."""
         answers = None
         if type(self).predict is not RowTask.predict:
-            answers = self.predict(model, list((self.test or self.validation).rows), place)
+            rows = (self.test or self.validation).rows
+            size = BLOCK_ROWS if self.apart else len(rows)
+            partial = folder / "predictions.jsonl.partial"
+            with partial.open("w", encoding="utf-8") if place.rank == 0 else nullcontext() as file:
+                for start in range(0, len(rows), size):
+                    answers = self.predict(model, list(rows[start : start + size]), place)
+                    if file is not None:
+                        file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
             if place.rank == 0:
-                lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
-                write_atomically(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+                partial.replace(folder / "predictions.jsonl")
         if self.test is None:
             return {}
         figures = self.figures(model, self.test, place, answers)
