@@ -506,7 +506,7 @@ def finish(run: Run, clock: Clock, *, interrupted: bool, figures: dict[str, Figu
         if run.world.rank == 0:
             facts = _facts(run, clock)
             write_markdown(folder, figures, facts, run.task.report)
-            write_report(folder, figures, facts, run.task.report)
+            write_report(folder, figures, facts, run.task.report, run.task.data_report())
     if interrupted:
         run.display.say(f"stopped at step {counters.step}; a checkpoint is saved, go on with: zenspeed resume {folder}")
     return Result(folder, counters.step, counters.validation_loss, interrupted)

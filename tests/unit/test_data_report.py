@@ -17,8 +17,13 @@ from typer.testing import CliRunner
 from zenspeed.cli import app
 from zenspeed.config import InputError
 from zenspeed.data.duplicates import NEAR, SHORTEST, check_leakage, near_earlier, normalised, sketch_all
-from zenspeed.data.report import CANDIDATE_LENGTHS, report, suggest, truncation
-from zenspeed.data.report_page import findings, page, sections
+from zenspeed.data.report import CANDIDATE_LENGTHS, report, report_of, suggest, truncation
+from zenspeed.data.report_page import as_json, findings, page, sections
+from zenspeed.recipe import Recipe
+from zenspeed.tasks import language
+from zenspeed.tasks.language import LanguageTask
+from zenspeed.tasks.rows import looked_at
+from zenspeed.text.tokenizer import Tokenizer
 
 WORDS = [
     "river",
@@ -212,7 +217,37 @@ def test_command_writes_both_files(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0 and "Suggested sequence length" in result.output
     content = json.loads(figures.read_text(encoding="utf-8"))
+    assert (content["schema"], content["version"]) == ("zenspeed.data_report", 1)
     assert content["train"]["counts"]["texts with several labels"] == 2 and content["leakage"] is None
     assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     wrong = CliRunner().invoke(app, ["data", "report", str(train), "--text", "txet"])
     assert isinstance(wrong.exception, InputError) and "did you mean --text=text?" in str(wrong.exception)
+
+
+def test_a_run_reports_of_its_rows_and_says_what_was_sampled() -> None:
+    rows = [{"text": f"row {i} has words 好", "label": "ab"[i % 2]} for i in range(60)] + [
+        {"text": "x <br> y", "label": "a"}
+    ] * 3
+    tokenizer = Tokenizer.train("char", [row["text"] for row in rows], 200)
+    whole = report_of({"train": (rows, 63), "validation": (rows[:9], 9)}, "text", "label", tokenizer)
+    found = as_json(whole)
+    assert "sampled" not in found and found["train"]["counts"]["different texts"] == 61
+    assert found["leakage"]["exact"] == 9 and "9 validation rows" in found["findings"][0]["text"].replace("of 9 ", "")
+    assert [len(looked_at(range(n))[0]) for n in (0, 9_999, 10_001, 50_000, 1_000_003)] == [0, 9_999, 5_001, 10_000, 9_902]
+    some = as_json(report_of({"train": (rows[::2], 63)}, "text", None, tokenizer))
+    assert some["sampled"] == {"train": {"rows": 32, "of": 63}} and some["leakage"] is None
+
+
+def test_documents_of_a_language_model_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(40):
+        (tmp_path / f"{i}.txt").write_text(f"document {i} says {'a word ' * (i + 1)}")
+    text = {"data": {"source": str(tmp_path), "validation": 0.3}, "tokenizer": {"kind": "char"}, "model": {"context": 16}}
+    task = LanguageTask(Recipe.model_validate(text), None)
+    found = task.data_report()
+    train = found["train"]["counts"]["rows"]
+    assert train + found["validation"]["counts"]["rows"] == 40 and found["leakage"]["exact"] == 0 and "sampled" not in found
+    longest = found["train"]["characters"]["most"]
+    assert longest in {len(path.read_text()) for path in tmp_path.glob("*.txt")}
+    monkeypatch.setattr(language, "_REPORTED_TOKENS", task.prepared.train.num_tokens // 3)
+    some = task.data_report()["sampled"]["train"]
+    assert 0.2 * train < some["rows"] < 0.5 * train and some["of"] == train

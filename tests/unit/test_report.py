@@ -11,6 +11,8 @@ import pandas
 import pytest
 
 from zenspeed.config import dump
+from zenspeed.data.report import report_of
+from zenspeed.data.report_page import as_json
 from zenspeed.errors import InputError
 from zenspeed.evaluate.interval import Figure, Undefined
 from zenspeed.evaluate.measures import figures_of
@@ -20,7 +22,8 @@ from zenspeed.report import charts, parts
 from zenspeed.report.collect import read_report
 from zenspeed.report.figures import chinese_of, defined, named
 from zenspeed.report.page import compare_runs, write_report
-from zenspeed.report.words import ZH
+from zenspeed.report.words import ZH, Words, escape
+from zenspeed.text.tokenizer import Tokenizer
 
 EVIL = '<script>alert("x")</script>'
 
@@ -61,6 +64,35 @@ def test_a_page_holds_all_and_loads_nothing(runs: list[Path]) -> None:
     assert not re.search(r"<script|<link(?! rel=.icon. href=.data:)|src=|@import|url\(|https?://", page)
     assert "alert(&quot;x&quot;)" in page and "only one label occurs" in page
     assert len(page.encode()) < 300_000
+
+
+def test_the_data_report_is_shown_whole_in_both_languages(tmp_path: Path) -> None:
+    rows = [{"text": f"{EVIL} {'long ' * 900 if i == 3 else ''}{i % 30} 中文", "label": "abc"[i % 3 % 2]} for i in range(60)]
+    rows += [{"text": text, "label": "c"} for text in ("", "a\0b", "a\x01b", "cafÃ©", "\ufffd", "x<br>y")]
+    splits = {"train": (rows, 500), "validation": (rows[:20], 20)}
+    found = as_json(report_of(splits, "text", "label", Tokenizer.train("char", ["abc"], 50)))
+    folder = make(tmp_path / "run")
+    (folder / "data_report.json").write_text(json.dumps(found), encoding="utf-8")
+    page = compare_runs([folder])
+    titles = [s["title"].split(":")[0].split(" (")[0] for s in found["sections"]]
+    assert titles == [
+        "Rows", "Labels of train", "Labels of validation",
+        "Lengths of train", "Tokens a row, train", "What cutting train would lose",
+        "Lengths of validation", "Tokens a row, validation", "What cutting validation would lose",
+        "Language", "Tokens of a sample", "Odd rows", "Validation rows that are in the training set",
+    ]  # fmt: skip
+    for section in found["sections"]:
+        assert f"<h3>{Words(section['title'], section['zh'])}</h3>" in page and section["zh"]
+        words = [
+            *section["head"],
+            *(row[0] for row in section["rows"] if section["named"] and "Tokens of" not in section["title"]),
+        ]
+        assert all(word in ZH or word.rstrip(" %").isdigit() for word in words if word), words
+        assert all(escape(cell) in page for row in section["rows"] for cell in row)
+    for finding in found["findings"]:
+        assert escape(finding["text"]) in page and escape(finding["zh"]) in page
+    assert "66 of 500 rows of train were looked at" in page and "均匀抽取了 500 行中的 66 行" in page
+    assert "<script" not in page and "\0" not in page and len(page.encode()) < 2_000_000
 
 
 def test_the_json_is_read_by_pandas(runs: list[Path]) -> None:

@@ -33,11 +33,11 @@ def data_report(
     """Lengths, duplicates, leakage, labels, language, odd rows, tokens, and the sequence length to take."""
     from zenspeed.config import write_atomically
     from zenspeed.data.report import report
-    from zenspeed.data.report_page import page, terminal
+    from zenspeed.data.report_page import as_json, page, terminal
 
     found = report(train, test, text, label, tokenizer)
     terminal(found)
-    outputs = [(html_path, page), (json_path, lambda r: json.dumps(r.as_dict(), indent=1, ensure_ascii=False))]
+    outputs = [(html_path, page), (json_path, lambda r: json.dumps(as_json(r), indent=1, ensure_ascii=False))]
     for path, render in outputs:
         if path is not None:
             try:

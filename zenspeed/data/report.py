@@ -11,8 +11,9 @@ import itertools
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ _ROWS_CUT = 0.01  # the suggested length cuts no more rows than this share
 _CHUNK_ROWS = 10_000
 _CHUNK_CHARACTERS = 8_000_000
 _SAMPLE_ROWS = 1000
+_SAMPLE_OF_RUN = 300
 _TOKENIZER_CHARACTERS = 1_000_000
 _QUOTES = 3
 _LONG = 20  # times the median
@@ -127,11 +129,17 @@ class Report(NamedTuple):
     coverage: dict[str, Coverage]
     tokenizer: str
     suggested_length: int
+    held_out: str = "test"
+    """What the second set is."""
+    sampled: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    """Of each set that was not looked at as a whole: rows that were, and all."""
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
-        splits = {"train": self.train} | ({"test": self.test} if self.test else {})
+        splits = {"train": self.train} | ({self.held_out: self.test} if self.test else {})
+        sampled = {name: {"rows": some, "of": every} for name, (some, every) in self.sampled.items()}
         return {
+            **({"sampled": sampled} if sampled else {}),
             **{name: _split_dict(split) for name, split in splits.items()},
             "leakage": _leakage_dict(self.leakage) if self.leakage else None,
             "languages": self.languages,
@@ -184,6 +192,32 @@ def report(
     return Report(first, second, leak, languages(first.sample), coverage, name, suggest(first.tokens))
 
 
+def report_of(
+    splits: Mapping[str, tuple[Sequence[Mapping[str, object]], int]], text: str, label: str | None, tokenizer: Tokenizer
+) -> Report:
+    """The report of rows that are held: of `train` and the set that is held out, by name, each with the number of all its rows
+    where these are a sample."""
+    first, *second = [
+        _statistics(rows, name, text, label, tokenizer, ReadReport(), keep_starts=name != "train")
+        for name, (rows, _) in splits.items()
+    ]
+    leak = leakage(first.sketches, second[0].sketches, second[0].starts) if second else None
+    sampled = {name: (len(rows), every) for name, (rows, every) in splits.items() if len(rows) < every}
+    held_out, some = list(splits)[-1], first.sample[:_SAMPLE_OF_RUN]
+    coverage = measure_by_script(tokenizer, some)
+    return Report(
+        first,
+        second[0] if second else None,
+        leak,
+        languages(some),
+        coverage,
+        "the run's own tokenizer",
+        suggest(first.tokens),
+        held_out,
+        sampled,
+    )
+
+
 def _trained(source: str, text: str, options: RowOptions) -> Tokenizer:
     kept, total = [], 0
     for row in read_rows(source, options):
@@ -199,12 +233,25 @@ def statistics(
 ) -> Statistics:
     """Goes through the rows of `source` once."""
     read = ReadReport()
+    return _statistics(read_rows(source, options, read), source, text, label, tokenizer, read, keep_starts=keep_starts)
+
+
+def _statistics(
+    rows_of: Iterable[Mapping[str, object]],
+    source: str,
+    text: str,
+    label: str | None,
+    tokenizer: Tokenizer,
+    read: ReadReport,
+    *,
+    keep_starts: bool,
+) -> Statistics:
     odd = {name: Quotes() for name in ("empty", "no text but another type", *_ODD)}
     characters, tokens, hashes, labels = array("q"), array("q"), array("Q"), array("i")
     names: dict[str, int] = {}
     parts: list[Sketches] = []
     sample, starts = _Sample(), []
-    for rows in _chunks(read_rows(source, options, read), text, source):
+    for rows in _chunks(rows_of, text, source):
         texts = []
         for row, value in rows:
             number = len(hashes) + 1

@@ -33,6 +33,8 @@ class RunReport(NamedTuple):
     recipe: str
     environment: dict[str, Any]
     samples: str
+    data: dict[str, Any] | None
+    """data_report.json."""
 
 
 def write_content(folder: Path, figures: Mapping[str, Any], facts: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -90,6 +92,7 @@ def read_report(folder: Path) -> RunReport:
         read_text(folder / "recipe.yaml"),
         _json(folder / "environment.json") if (folder / "environment.json").exists() else {},
         read_text(samples) if samples.exists() else "",
+        _json(folder / "data_report.json") if (folder / "data_report.json").exists() else None,
     )
 
 

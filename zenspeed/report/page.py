@@ -16,6 +16,7 @@ from zenspeed.evaluate.interval import RESAMPLES, SEED
 from zenspeed.report import parts
 from zenspeed.report.charts import Bar, Series, chart, intervals
 from zenspeed.report.collect import RunReport, figures_by_name, read_report, write_content
+from zenspeed.report.data import data_report
 from zenspeed.report.figures import named
 from zenspeed.report.words import Words, escape
 
@@ -27,9 +28,17 @@ _INTERVALS = "Intervals: Wilson's for shares, else a bootstrap over rows"
 _MOST_RUNS = 6
 
 
-def write_report(folder: Path, figures: Mapping[str, Any], facts: Mapping[str, Any], data: Mapping[str, Any]) -> Path:
-    """At the end of a run: report.json and report.html in its folder."""
+def write_report(
+    folder: Path,
+    figures: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    data: Mapping[str, Any],
+    looked_at: Mapping[str, Any] | None = None,
+) -> Path:
+    """At the end of a run: report.json and report.html in its folder. looked_at: what data_report.json is to hold."""
     write_content(folder, figures, facts, data)
+    if looked_at is not None:
+        write_atomically(folder / "data_report.json", json.dumps(looked_at, ensure_ascii=False))
     return write_page(folder / "report.html", run_page(read_report(folder)))
 
 
@@ -57,7 +66,7 @@ def run_page(run: RunReport) -> str:
     if run.samples:
         body.append(parts.section("Samples", f"<pre>{escape(run.samples)}</pre>"))
     body += [
-        parts.section("Data", _data(content["data"])),
+        parts.section("Data", data_report(run.data) if run.data else "", _data(content["data"])),
         parts.section("Recipe", f"<pre>{escape(run.recipe)}</pre>"),
         parts.section("Environment", _facts(_flat(run.environment))),
         parts.section("How to repeat it", f"<pre>{escape(again)}</pre>"),
@@ -153,7 +162,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _data(data: Mapping[str, Any]) -> str:
-    return _facts({k: f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else v for k, v in _flat(data).items()})
+    return _facts(
+        {k: f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else v for k, v in _flat(data).items() if v != []}
+    )
 
 
 def _cell(f: Mapping[str, Any]) -> str:

@@ -92,6 +92,10 @@ class Task(ABC):
     def finish(self, model: nn.Module, place: Place, folder: Path, say: Callable[[str], None]) -> dict[str, Figure]:
         """At the end of training: writes samples or predictions into the run's folder; figures on the test split, if any."""
 
+    def data_report(self) -> dict[str, Any] | None:
+        """What the training data and what is held out of them are like, for the run's page; of many rows of a sample."""
+        return None
+
     def summary(self, figures: dict[str, Figure]) -> str:
         """One line for people."""
         return " · ".join(f"{name.replace('_', ' ')} {figure}" for name, figure in list(figures.items())[:3])

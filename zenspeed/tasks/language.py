@@ -5,14 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from torch import nn
 
 from zenspeed.config import write_atomically
 from zenspeed.data.batch import Batch
 from zenspeed.data.loader import Loader
 from zenspeed.data.prepare import prepare
+from zenspeed.data.report import report_of
+from zenspeed.data.report_page import as_json
+from zenspeed.data.shards import TokenDataset
 from zenspeed.evaluate.interval import Figure
 from zenspeed.evaluate.language import document_losses, language_figures
 from zenspeed.generate import generate_text
@@ -22,6 +26,10 @@ from zenspeed.tasks.models import task_model
 
 if TYPE_CHECKING:
     from zenspeed.models.transformer import Transformer
+
+
+_REPORTED_TOKENS = 2_000_000
+"""Of documents that the data report looks at."""
 
 
 class LanguageTask(Task):
@@ -65,6 +73,23 @@ class LanguageTask(Task):
             f"validation loss {figures['loss']} · perplexity {figures['perplexity'].value:.2f} · "
             f"{figures['bits_per_byte'].value:.4f} bits per byte · {figures['loss'].n} documents"
         )
+
+    def data_report(self) -> dict[str, Any]:
+        splits = {"train": self.prepared.train, "validation": self.prepared.validation}
+        return as_json(report_of({name: self._some(data) for name, data in splits.items()}, "text", None, self.tokenizer))
+
+    def _some(self, dataset: TokenDataset) -> tuple[list[dict[str, str]], int]:
+        """Documents spread over the whole, as many as _REPORTED_TOKENS allow; and the number of all."""
+        starts, rows, left = dataset.document_starts, [], _REPORTED_TOKENS
+        stops = np.append(starts[1:], dataset.num_tokens - 1)
+        longest = max(1, dataset.num_tokens // max(1, len(starts)))
+        for i in range(0, len(starts), max(1, -(-len(starts) // max(1, _REPORTED_TOKENS // longest)))):
+            tokens = dataset.read(int(starts[i]) + 1, min(int(stops[i]), int(starts[i]) + 1 + max(0, left)))
+            left -= len(tokens)
+            rows.append({"text": self.tokenizer.decode(tokens.tolist())})
+            if left <= 0:
+                break
+        return rows, len(starts)
 
     def _tokens_after(self, prompt: str) -> int:
         """Tokens of a sample: as the recipe says, but learned positions have an end."""

@@ -21,11 +21,13 @@ from zenspeed.data.batch import IGNORE, Batch
 from zenspeed.data.examples import EpochOrder, Ragged
 from zenspeed.data.on_disk import NumbersOnDisk, RowsOnDisk
 from zenspeed.data.packing import Layout, document_numbers, fill, pack_in_one, pad
+from zenspeed.data.report import report_of
+from zenspeed.data.report_page import as_json
 from zenspeed.evaluate.interval import Figure, Undefined, ratio_interval
 from zenspeed.models.presets import ModelConfig
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place, Task, on_device, sum_over_ranks
-from zenspeed.tasks.data import RowData, open_rows
+from zenspeed.tasks.data import RowData, open_rows, text_columns
 from zenspeed.text.tokenizer import Tokenizer
 
 EVALUATION_TOKENS = 8192
@@ -34,6 +36,10 @@ BLOCK_CHARACTERS = 4_000_000
 """Of rows on disk that are encoded together."""
 BLOCK_ROWS = 16_384
 """Rows that are answered, written and forgotten together, where one needs no other."""
+
+
+MOST_REPORTED = 10_000
+"""Rows of a split that the data report looks at."""
 
 
 class Examples(NamedTuple):
@@ -286,6 +292,16 @@ class RowTask(Task):
         say("test: " + self.summary(figures))
         return {f"test_{name}": figure for name, figure in figures.items()}
 
+    def data_report(self) -> dict[str, Any]:
+        columns, task = text_columns(self.recipe), self.recipe.task
+        held_out = ("validation", self.validation) if self.test is None else ("test", self.test)
+        splits = {name: looked_at(examples.rows) for name, examples in (("train", self.train), held_out)}
+        of_text = {
+            name: ([{"text": "\n".join(str(row[c]) for c in columns), "label": row.get(task.label)} for row in rows], every)
+            for name, (rows, every) in splits.items()
+        }
+        return as_json(report_of(of_text, "text", "label" if task.kind == "classification" else None, self.tokenizer))
+
     @torch.no_grad()
     def outputs(
         self,
@@ -314,6 +330,12 @@ class RowTask(Task):
         model.train(was_training)
         sum_over_ranks([out], place.ranks)
         return out.numpy()
+
+
+def looked_at(rows: Sequence[Any]) -> tuple[list[Any], int]:
+    """Rows for the data report, every n-th of very many, and the number of all."""
+    every = -(-len(rows) // MOST_REPORTED)
+    return [rows[i] for i in range(0, len(rows), max(1, every))], len(rows)
 
 
 def reads_token_types(model: ModelConfig) -> bool:
