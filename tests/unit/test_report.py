@@ -17,12 +17,13 @@ from zenspeed.errors import InputError
 from zenspeed.evaluate.interval import Figure, Undefined
 from zenspeed.evaluate.measures import figures_of
 from zenspeed.evaluate.predictions import checked
+from zenspeed.evaluate.score import Options, evaluation
 from zenspeed.recipe import Recipe
 from zenspeed.report import charts, parts
 from zenspeed.report.collect import read_report
 from zenspeed.report.figures import chinese_of, defined, named
 from zenspeed.report.page import compare_runs, write_report
-from zenspeed.report.words import ZH, Words, escape
+from zenspeed.report.words import ZH, Words, escape, sentence
 from zenspeed.text.tokenizer import Tokenizer
 
 EVIL = '<script>alert("x")</script>'
@@ -93,6 +94,33 @@ def test_the_data_report_is_shown_whole_in_both_languages(tmp_path: Path) -> Non
         assert escape(finding["text"]) in page and escape(finding["zh"]) in page
     assert "66 of 500 rows of train were looked at" in page and "均匀抽取了 500 行中的 66 行" in page
     assert "<script" not in page and "\0" not in page and len(page.encode()) < 2_000_000
+
+
+def test_every_reason_and_warning_is_said_in_chinese() -> None:
+    twin = "a text that is long enough to be compared with others"
+    sets: list[list[dict]] = [
+        [{"text": "", "label": "a", "prediction": "a"}],
+        [{"text": twin, "label": "ab"[i % 5 == 0], "prediction": "a", "g": i % 9} for i in range(9)],
+        [{"label": "a", "scores": {"a": 2.0, "b": 1.0}}, {"label": "b", "scores": {"a": 0.0, "b": 1.0}}],
+        [{"label": "ab"[i % 2], "scores": {"a": 1 - i % 2, "b": i % 2}, "g": i} for i in range(30)],
+        [{"label": "a", "scores": {"a": 0.7, "b": 0.3}} for _ in range(30)],
+        [{"label": 1.0, "prediction": 0.5}, {"label": 1.0, "prediction": 0.25}],
+        [{"label": i, "prediction": float(i)} for i in range(9)],
+        [{"reference": "", "prediction": "x"}] * 3,
+    ]
+    said = set()
+    for rows in sets:
+        scored = all("scores" in row for row in rows)
+        options = Options(
+            slices=["g"] if "g" in rows[0] else [],
+            protected=["g", "label"] if "g" in rows[0] else [],
+            thresholds=["precision=0.99"] if scored else [],
+        )
+        found = evaluation(checked(rows), options)
+        said |= {f["reason"] for f in [*found["figures"], *found.get("fairness", ())]} | set(found["warnings"])
+        said |= {choice["reason"] for choice in found.get("thresholds", ())}
+    said -= {None}
+    assert len(said) > 15 and {text for text in said if sentence(text).zh is None} == set()
 
 
 def test_the_json_is_read_by_pandas(runs: list[Path]) -> None:

@@ -143,7 +143,8 @@ def _warnings(figures: Figures, n: int, parts: Sequence[Slice], found: Mapping[s
             shown = ", ".join(few[:5]) + (" …" if len(few) > 5 else "")
             warnings.append(f"labels with fewer than {_FEW_OF_LABEL} rows, whose figures say little: {shown}")
         if conflicting := found.get("contradictions", {}).get("n"):
-            warnings.append(f"{conflicting:,} texts are equal or nearly equal to another with another label")
+            texts = "text is" if conflicting == 1 else "texts are"
+            warnings.append(f"{conflicting:,} {texts} equal or nearly equal to another with another label")
     for name in dict.fromkeys(part.name for part in parts):
         sizes = [len(part.rows) for part in parts if part.name == name]
         if small := sum(size < _FEW for size in sizes):

@@ -18,7 +18,7 @@ from zenspeed.report.charts import Bar, Series, chart, intervals
 from zenspeed.report.collect import RunReport, figures_by_name, read_report, write_content
 from zenspeed.report.data import data_report
 from zenspeed.report.figures import named
-from zenspeed.report.words import Words, escape
+from zenspeed.report.words import Words, escape, sentence
 
 _SWITCH = (
     '<fieldset class="language"><label><input type="radio" name="language" id="en" checked>English</label>'
@@ -187,7 +187,7 @@ def _tests(runs: Sequence[RunReport], names: Sequence[str]) -> str:
 def _test(c: Comparison, name: Mapping[str, str]) -> tuple[object, ...]:
     said = c.conclusion.replace(c.first, name[c.first]).replace(c.second, name[c.second])
     low_high = f"{c.low:+.4f} … {c.high:+.4f}"
-    return (name[c.first], name[c.second], c.metric, f"{c.difference:+.4f}", low_high, f"{c.p:.3g}", f"{c.n:,}", said)
+    return (name[c.first], name[c.second], c.metric, f"{c.difference:+.4f}", low_high, f"{c.p:.3g}", f"{c.n:,}", sentence(said))
 
 
 def _differences(runs: Sequence[RunReport], names: Sequence[str]) -> str:

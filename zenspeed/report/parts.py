@@ -7,7 +7,7 @@ from typing import Any
 
 from zenspeed.report.charts import Bar, Series, chart, intervals, matrix
 from zenspeed.report.figures import defined, named
-from zenspeed.report.words import Words, escape
+from zenspeed.report.words import Words, escape, sentence
 
 Row = Mapping[str, Any]
 _MOST_MATRIX = 40
@@ -53,6 +53,11 @@ def number(value: float) -> str:
     return f"{value:,.4f}" if abs(value) < 1e5 else f"{value:,.4g}"
 
 
+def interval_cell(f: Row) -> Words:
+    """The interval, or why there is none, in both languages."""
+    return Words(interval(f)) if f["low"] is not None else sentence(f["reason"] or "")
+
+
 def interval(f: Row) -> str:
     if f["value"] is None or f["low"] is None:
         return f["reason"] or ""
@@ -66,8 +71,7 @@ def cards(figures: Mapping[str, Row]) -> str:
         f = figures[name]
         value = Words("not defined") if f["value"] is None else number(f["value"])
         found.append(
-            f'<div class="card">{named(name)}<b>{value}</b><small>{escape(interval(f))}</small>'
-            f"<small>n {f['n']:,}</small></div>"
+            f'<div class="card">{named(name)}<b>{value}</b><small>{interval_cell(f)}</small><small>n {f["n"]:,}</small></div>'
         )
     return f'<div class="cards">{"".join(found)}</div>' if found else ""
 
@@ -76,7 +80,7 @@ def figure_table(figures: Iterable[Row]) -> str:
     rows = []
     for f in figures:
         value: object = Words("not defined") if f["value"] is None else number(f["value"])
-        rows.append((named(f["name"]), value, interval(f), f"{f['n']:,}", defined(f["name"], f["definition"])))
+        rows.append((named(f["name"]), value, interval_cell(f), f"{f['n']:,}", defined(f["name"], f["definition"])))
     return table(("figure", "value", "95 % interval", "n", "definition"), rows, (1, 2, 3))
 
 
@@ -136,7 +140,7 @@ def by_part(found: Row) -> str:
         for f in figures
         if f["name"] == name and f["value"] is not None
     ]
-    rows = [(f["value_of_slice"], named(f["name"]), number(f["value"]), interval(f), f"{f['n']:,}") for f in figures
+    rows = [(f["value_of_slice"], named(f["name"]), number(f["value"]), interval_cell(f), f"{f['n']:,}") for f in figures
             if f["value"] is not None and "[" not in f["name"]]  # fmt: skip
     listed = table(("part", "figure", "value", "95 % interval", "n"), rows, (2, 3, 4))
     drawing = figure(named(name or ""), intervals(bars))
@@ -156,7 +160,7 @@ def _thresholds(choices: Iterable[Row]) -> str:
     rows = []
     for c in choices:
         if c["threshold"] is None:
-            rows.append((c["label"], c["wanted"], c["reason"], "", ""))
+            rows.append((c["label"], c["wanted"], sentence(c["reason"]), "", ""))
         else:
             reached = (f"{number(c[k]['value'])} [{interval(c[k])}]" for k in ("precision", "recall"))
             rows.append((c["label"], c["wanted"], number(c["threshold"]), *reached))
@@ -205,5 +209,5 @@ def _reference(value: object) -> object:
 
 
 def warnings(lines: Iterable[str]) -> str:
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    items = "".join(f"<li>{sentence(line)}</li>" for line in lines)
     return f'<ul class="warnings">{items}</ul>' if items else ""

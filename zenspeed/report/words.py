@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from typing import NamedTuple
 
 ZH = {
@@ -126,6 +127,44 @@ ZH = {
     "updates": "步",
 }
 
+_SENTENCES = (
+    (r"(\d+) (?:rows|units) only: the intervals are wide and approximate below (\d+)",
+     r"只有 \1 行：少于 \2 行时，区间又宽又粗略"),
+    (r"(\w+) is uncertain by ±(\d+) points; about ([\d,]+) rows would make it ±5",
+     r"\1 的不确定度为 ±\2 个百分点；约需 \3 行才能降到 ±5"),
+    (r"labels with fewer than (\d+) rows, whose figures say little: (.+)", r"以下标签不足 \1 行，其指标说明不了多少：\2"),
+    (r"([\d,]+) texts? (?:is|are) equal or nearly equal to another with another label",
+     r"有 \1 条文本与标签不同的另一条相同或几乎相同"),
+    (r"slice (.+): (\d+) of (\d+) values have fewer than (\d+) rows", r"分组 \1：\3 个取值中有 \2 个不足 \4 行"),
+    (r"no rows(?: to count)?", "没有行"),
+    (r"these rows do not define it", "这些行无法定义它"),
+    (r"one (?:row|document) only, nothing to resample", "只有一行，无法重采样"),
+    (r"too few rows: not defined in more than 5 % of the resamples", "行太少：超过 5 % 的重采样中无定义"),
+    (r"only one (?:label|class) occurs", "只出现了一个标签"),
+    (r"every prediction is the same label", "所有预测都是同一标签"),
+    (r"(.+) is never predicted", r"从未预测 \1"),
+    (r"no row is labelled (.+)", r"没有行带标签 \1"),
+    (r"every reference is empty", "所有参考答案均为空"),
+    (r"all truths, or all predictions, are the same", "所有真值或所有预测都相同"),
+    (r"the correlation is perfect", "完全相关"),
+    (r"fewer than (?:two|four|20) rows", "行太少"),
+    (r"one row only of a class", "某一类只有一行"),
+    (r"no row (?:differs|left out) .+", "各行没有差别，方差为 0"),
+    (r"a label has so few rows that without some of them it has none", "某个标签的行太少，去掉几行便没有了"),
+    (r"the scores are no probabilities: .+", "分数不是概率：并非都在 0 到 1 之间且和为 1"),
+    (r"fitted; ([\d.]+) and ([\d.]+) on random halves of the rows", r"拟合所得；在随机两半上分别为 \1 与 \2"),
+    (r"there is one group only", "只有一个群体"),
+    (r"group (.+) has (\d+) rows(?: labelled (.+?))?, fewer than (\d+)", r"群体 \1 只有 \2 行，少于 \4"),
+    (r"no (?:queries|questions)", "没有查询"),
+    (r"no threshold has precision ([\d.]+); the highest is ([\d.]+)", r"没有阈值能达到精确率 \1；最高为 \2"),
+    (r"no row has the label", "没有行带此标签"),
+    (r"(.+) is better than (.+)", r"\1 优于 \2"),
+    (r"(.+) is worse than (.+)", r"\1 不如 \2"),
+    (r"these rows do not show that they differ; a difference of (.+) would probably have been seen",
+     r"这些行没有显示出差异；若差异达到 \1，多半会看出来"),
+    (r"(.+) is not defined on these rows: nothing may be concluded", r"\1 在这些行上无定义：无法下结论"),
+)  # fmt: skip
+
 
 def escape(text: object) -> str:
     """Any text as HTML, what cannot be printed as its number."""
@@ -145,6 +184,14 @@ class Words(NamedTuple):
         if zh is None or zh == self.en:
             return shown
         return f'<span lang="en">{shown}</span><span lang="zh">{escape(zh)}</span>'
+
+
+def sentence(text: str) -> Words:
+    """What an evaluation says (a reason, a warning, a conclusion), in both languages."""
+    for pattern, zh in _SENTENCES:
+        if found := re.fullmatch(pattern, text):
+            return Words(text, found.expand(zh))
+    return Words(text)
 
 
 def svg_words(en: str, attributes: str) -> str:
