@@ -149,7 +149,7 @@ def read_split(recipe: Recipe, source: str, *, answers: bool = True) -> Rows:
     return _Reader(recipe, answers).read(source)
 
 
-def split_blocks(recipe: Recipe, source: str, size: int) -> Iterator[Rows]:
+def split_blocks(recipe: Recipe, source: str, size: int) -> Iterator[list[dict[str, Any]]]:
     """The same rows, `size` at a time, and no more are held; but all of them where duplicates are to be left out."""
     reader = _Reader(recipe)
     rows = reader.each(source) if recipe.data.clean.duplicates == "keep" else iter(reader.read(source))

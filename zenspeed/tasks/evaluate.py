@@ -128,24 +128,16 @@ def _blocks(model: Model, task: RowTask, asked: Asked, place: Place) -> Blocks:
             for source in asked.sources
             for block in split_blocks(model.recipe, source, BLOCK_ROWS)
         )
-    rows, sources = _read(model, asked, place)
-    size = BLOCK_ROWS if task.apart else len(rows)
-    return lambda: ((list(rows[i : i + size]), sources[i : i + size]) for i in range(0, len(rows), size))
-
-
-def _read(model: Model, asked: Asked, place: Place) -> tuple[list[dict[str, Any]], list[str]]:
-    """All rows, and the source of each."""
     if not asked.sources:
-        task = _first_rank_first(lambda: open_task(model.recipe, None), place)
-        assert isinstance(task, RowTask)
-        return list(task.validation.rows), ["validation split"] * len(task.validation.rows)
-    rows: list[dict[str, Any]] = []
-    of_source: list[str] = []
-    for source in asked.sources:
-        some = read_split(model.recipe, source)
-        rows += some
-        of_source += [source] * len(some)
-    return rows, of_source
+        opened = _first_rank_first(lambda: open_task(model.recipe, None), place)
+        assert isinstance(opened, RowTask)
+        rows = opened.validation.rows
+        size = BLOCK_ROWS if task.apart else len(rows)
+        blocks = [range(i, min(i + size, len(rows))) for i in range(0, len(rows), size)]
+        return lambda: ((list(rows[b.start : b.stop]), ["validation split"] * len(b)) for b in blocks)
+    read = [(row, source) for source in asked.sources for row in read_split(model.recipe, source)]
+    together = [row for row, _ in read], [source for _, source in read]
+    return lambda: iter([together])
 
 
 def _robustness(
