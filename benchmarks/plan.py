@@ -49,6 +49,42 @@ MEGATRON_ROWS = [
     (1008.0, 160, 25600, 128, 8, 64, 3072, 3072, 163),
 ]  # fmt: skip
 
+# Rows that no constant was chosen on and that were not looked at while the formulas were written, as published by Databricks
+# (llm-foundry, scripts/train/benchmarking/README.md, H100 80 GB in bf16, ZeRO 3, nothing compiled): layers, width, heads of the
+# model; context, GPUs, micro-batch, accumulation, activations computed again, tokens/s a GPU.
+MPT = {"70b": (80, 8192, 64), "30b": (48, 7168, 56), "13b": (40, 5120, 40), "7b": (32, 4096, 32), "3b": (32, 2560, 20),
+       "1b": (24, 2048, 16), "760m": (24, 1536, 12)}  # fmt: skip
+MPT_ROWS = [
+    ("70b", 2048, 64, 8, 4, True, 1039), ("30b", 2048, 32, 14, 3, True, 2308), ("30b", 8192, 8, 1, 21, True, 1384),
+    ("13b", 2048, 8, 2, 1, False, 4792), ("13b", 4096, 8, 10, 3, True, 4717), ("13b", 16384, 8, 3, 3, True, 2985),
+    ("7b", 2048, 8, 6, 1, False, 10643), ("7b", 8192, 8, 8, 2, True, 6935), ("3b", 2048, 64, 6, 3, False, 22525),
+    ("3b", 8192, 8, 3, 6, False, 16578), ("1b", 2048, 8, 14, 1, False, 45455), ("1b", 16384, 8, 2, 4, False, 19649),
+    ("760m", 2048, 8, 24, 2, False, 63147), ("760m", 16384, 8, 3, 2, False, 27815),
+]  # fmt: skip
+
+
+def mpt(row: tuple[str, int, int, int, int, bool, int]) -> Estimate:
+    model, context, gpus, micro, accumulation, again, _ = row
+    layers, width, heads = MPT[model]
+    config = ModelConfig(preset="gpt2", layers=layers, width=width, heads=heads, context=context, bias=False, position="alibi")
+    layout = Layout(data=gpus, zero=3, micro_batch=micro, accumulation=accumulation, recompute="full" if again else "none")
+    return estimate(Shape(config, 50_368), layout, Cluster("MPT", ACCELERATORS["H100"], gpus))
+
+
+def unseen() -> list[tuple[str, float, float]]:
+    """(name, planned, published) tokens/s a GPU; beside MPT's, NeMo's Llama 3 in fp8 (its performance guide)."""
+    rows = [(f"MPT {r[0]}, {r[1]}, {r[2]} H100", mpt(r).tokens_per_second / r[2], float(r[6])) for r in MPT_ROWS]
+    eight = Layout(
+        data=4, context=2, accumulation=32, zero=1, weight_bytes=2, optimizer_bytes=12, compiled=True, precision="fp8",
+        overlapped_tensor=True,
+    )  # fmt: skip
+    seventy = eight._replace(data=2, context=1, tensor=4, pipeline=8, interleave=5, accumulation=64)
+    for name, layout, published in (("8B", eight, 13812.0), ("70B", seventy, 1621.0)):
+        config = ModelConfig.model_validate({"preset": "llama", "context": 8192, **LLAMA[name]})
+        found = estimate(Shape(config, 128_256), layout, Cluster("NeMo", ACCELERATORS["H100"], layout.ranks))
+        rows.append((f"NeMo Llama 3 {name}, {layout.ranks} H100, fp8", found.tokens_per_second / layout.ranks, published))
+    return rows
+
 
 def titan(model: str, layout: Layout) -> Estimate:
     config = ModelConfig.model_validate({"preset": "llama", "context": 8192, **LLAMA[model]})
@@ -89,6 +125,9 @@ def main() -> None:
         size, rate = megatron(row)
         mark = "held out" if index % 2 else "fitted"
         print(f"{row[0]:12} {size:9.1f} {size / row[0] - 1:+.0%} {rate:8.0f} {row[8]:5} {rate / row[8] - 1:+.0%}  {mark}")
+    print(f"\n{'not seen before':36} {'tokens/s a GPU':>16}")
+    for name, planned, published in unseen():
+        print(f"{name:36} {planned:8.0f} {published:7.0f} {planned / published - 1:+.0%}")
 
 
 if __name__ == "__main__":
