@@ -80,7 +80,7 @@ def train(
     if loop is None and recipe.parallel.mode == "parameter_server":
         raise InputError("parallel.mode: parameter_server is run by zenspeed.train, this is the loop of data_parallel")
     folder = recipe.run.folder
-    pulse = Pulse(folder / FOLDER if folder else None, int(os.environ.get("RANK", "0")))
+    pulse = Pulse(folder / FOLDER if folder else None, int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))))
     with world() as here, contextlib.closing(pulse):
         set_threads(here)
         if number is not None:

@@ -27,7 +27,8 @@ from typing import Protocol
 import psutil
 
 from zenspeed.checkpoint import list_checkpoints
-from zenspeed.health import FOLDER, Beat, is_stopped, place, read_beat, read_stack, waited_for
+from zenspeed.health import FOLDER, is_stopped, place, read_beat, read_stack, waited_for
+from zenspeed.launch.beats import Beats
 from zenspeed.recipe import GuardConfig
 from zenspeed.rescue import assemble
 from zenspeed.runlog import note
@@ -145,10 +146,10 @@ class Attempt:
         shutil.rmtree(self.health, ignore_errors=True)
         self.health.mkdir()
         port, go_on = _free_port(), bool(list_checkpoints(job.folder / "checkpoints"))
+        self.beats = Beats(self.health, job.keep.deadlines, job.slowest)
+        for rank in range(size):
+            self.beats.follow(rank)
         self.processes = [job.start(rank, size, port, go_on) for rank in range(size)]
-        now = time.monotonic()
-        self.beats = {rank: (Beat(0, 0, "start"), now) for rank in range(size)}
-        self.first_step: int | None = None
 
     def watch(self) -> End:
         try:
@@ -166,43 +167,11 @@ class Attempt:
         finally:
             self._kill()
 
-    # Beats ------------------------------------------------------------------------------------------------------------
-
     def _late(self) -> str:
-        """Looks at the beats; what is too long under way, or an empty string."""
-        now, worst = time.monotonic(), ""
-        for rank, (beat, since) in self.beats.items():
-            seen = read_beat(self.health, rank)
-            if seen != beat:
-                if beat.phase == "step":
-                    self._took(beat.step, now - since)
-                self.beats[rank] = (seen, now)
-                continue
-            limit = self._deadline(beat)
-            if self.processes[rank].poll() is None and limit is not None and now - since > limit:
-                worst = f"no rank went on within {limit:.0f} s of phase {beat.phase} (step {beat.step})"
-        return worst
-
-    def _took(self, step: int, seconds: float) -> None:
-        """A step is over. The first one of an attempt is slow, says little, and has the deadline of a start."""
-        if self.first_step is None:
-            self.first_step = step
-        elif step > self.first_step:
-            self.job.slowest = max(self.job.slowest, seconds)
-
-    def _deadline(self, beat: Beat) -> float | None:
-        limits = self.job.keep.deadlines
-        if beat.phase == "step":
-            if self.first_step is None:
-                return limits.start_seconds
-            return limits.step_seconds or max(10.0, 10 * self.job.slowest)
-        return {
-            "start": limits.start_seconds,
-            "build": limits.start_seconds,
-            "save": limits.save_seconds,
-            "evaluate": limits.evaluate_seconds,
-            "finish": limits.evaluate_seconds,
-        }.get(beat.phase)  # data may take as long as it takes
+        """What is too long under way, or an empty string."""
+        late = self.beats.late([rank for rank, process in enumerate(self.processes) if process.poll() is None])
+        self.job.slowest = self.beats.slowest
+        return f"no rank went on {late[-1]}" if late else ""
 
     # Ends -------------------------------------------------------------------------------------------------------------
 
@@ -249,9 +218,9 @@ class Attempt:
             _signal(self.processes[rank].pid, signal.SIGSTOP)
         time.sleep(STACKS_SECONDS)
         stacks = {rank: read_stack(self.health, rank) for rank in alive}
-        lost = waited_for({rank: self.beats[rank][0] for rank in alive}, stacks, stopped)
+        lost = waited_for({rank: self.beats.last[rank] for rank in alive}, stacks, stopped)
         lines = [f"rank {rank}{' (stopped)' if rank in stopped else ''}: {place(stacks[rank])}" for rank in alive]
-        kept = self._keep_stacks()
+        kept = keep_stacks(self.job.folder, self.health)
         if len(lost) < len(alive):  # the others hear that these are gone, and can save what they hold
             for rank in lost:
                 _signal(self.processes[rank].pid, signal.SIGKILL)
@@ -260,13 +229,6 @@ class Attempt:
         named = " and ".join(f"rank {r} at {place(stacks[r])}" for r in lost) or "each other: no rank is at fault by itself"
         # A rank is not blamed, and left out, for a network that is cut.
         return End(1, f"{why}; the ranks wait for {named} (stacks: {kept})", lost if len(lost) < self.size else [], lines)
-
-    def _keep_stacks(self) -> Path:
-        kept = self.job.folder / f"stacks-{time.strftime('%Y%m%d-%H%M%S')}"
-        kept.mkdir(exist_ok=True)
-        for file in self.health.glob("*.stack"):
-            shutil.copy(file, kept / f"{file.stem}.txt")
-        return kept
 
     def _stop(self) -> End:
         """Asks all to save a checkpoint and end."""
@@ -286,6 +248,15 @@ class Attempt:
                 _signal(process.pid, signal.SIGKILL)
         while any(p.poll() is None for p in self.processes):
             time.sleep(0.01)
+
+
+def keep_stacks(run: Path, health: Path) -> Path:
+    """Puts the stacks that processes wrote where they stay."""
+    kept = run / f"stacks-{time.strftime('%Y%m%d-%H%M%S')}"
+    kept.mkdir(exist_ok=True)
+    for file in health.glob("*.stack"):
+        shutil.copy(file, kept / f"{file.stem}.txt")
+    return kept
 
 
 def _signal(pid: int, number: int) -> None:

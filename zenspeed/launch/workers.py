@@ -14,8 +14,12 @@ import sys
 import time
 from collections.abc import Sequence
 
+from zenspeed.health import FOLDER, place, read_stack
+from zenspeed.launch.beats import Beats
+from zenspeed.launch.supervise import STACKS_SECONDS, keep_stacks
 from zenspeed.machine import usable_cores
 from zenspeed.recipe import Recipe
+from zenspeed.runlog import note
 
 
 def launch_workers(num_workers: int, arguments: Sequence[str], recipe: Recipe, max_restarts: int = 0) -> int:
@@ -31,11 +35,11 @@ def launch_workers(num_workers: int, arguments: Sequence[str], recipe: Recipe, m
     command = [sys.executable, "-m", "zenspeed", *arguments, *_set("run.folder", str(recipe.run.folder))]
     command += _set("parallel.server.shares", server.shares)
     if server.addresses:
-        return _Crew(command, num_workers, max_restarts).run()
+        return _Crew(command, num_workers, max_restarts, recipe).run()
     with LocalServers(server.count, folder_of(recipe), server.key_file) as servers:
         command += [part for address in servers.addresses for part in ("--server", address)]
         command += ["--server-key", str(servers.key_file)]
-        return _Crew(command, num_workers, max_restarts).run()
+        return _Crew(command, num_workers, max_restarts, recipe).run()
 
 
 def _set(key: str, value: object) -> list[str]:
@@ -47,17 +51,39 @@ GRACE_SECONDS = 10
 
 
 class _Crew:
-    """The workers' processes."""
+    """The workers' processes. One that hangs writes its stack, and is ended as if it had died."""
 
-    def __init__(self, command: Sequence[str], num_workers: int, max_restarts: int) -> None:
+    def __init__(self, command: Sequence[str], num_workers: int, max_restarts: int, recipe: Recipe) -> None:
         self.command, self.restarts_left = list(command), max_restarts
+        assert recipe.run.folder is not None
+        self.folder = recipe.run.folder
+        health = self.folder / FOLDER
+        health.mkdir(parents=True, exist_ok=True)
+        self.beats = Beats(health, recipe.guard)
         threads = str(max(1, usable_cores() // num_workers))
         self.environment = {"OMP_NUM_THREADS": threads} | os.environ
-        self.workers = {number: self._spawn() for number in range(num_workers)}
+        self.workers = {number: self._spawn(number) for number in range(num_workers)}
         self.finished, self.finished_at = False, 0.0
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self.command, env=self.environment)
+    def _spawn(self, number: int) -> subprocess.Popen[bytes]:
+        self.beats.follow(number)
+        return subprocess.Popen(self.command, env=self.environment | {"LOCAL_RANK": str(number)})
+
+    def _end_hung(self) -> None:
+        """The stack of a worker that does not go on is written and its line told; the others have what it was to do."""
+        for late in self.beats.late(list(self.workers)):
+            process = self.workers[late.rank]
+            if process.poll() is not None or late.beat.number == 0:  # until the first worker has the data, others wait for it
+                continue
+            process.send_signal(signal.SIGUSR1)
+            process.send_signal(signal.SIGCONT)  # one that is held writes its stack when it may go on
+            time.sleep(STACKS_SECONDS)
+            where = place(read_stack(self.beats.health, late.rank))
+            kept = keep_stacks(self.folder, self.beats.health)
+            why = f"worker {late.rank} did not go on {late}: {where} (stacks: {kept})"
+            note(self.folder, "hung", why=why)
+            print(why, file=sys.stderr, flush=True)
+            process.send_signal(signal.SIGKILL)
 
     def run(self) -> int:
         """Waits for the workers. Ctrl-C reaches them as well, and they end in order; SIGTERM is passed on."""
@@ -69,6 +95,7 @@ class _Crew:
                 time.sleep(0.05)
                 if self.finished and time.monotonic() - self.finished_at > GRACE_SECONDS:
                     self._pass_on(signal.SIGTERM)
+                self._end_hung()
                 for number, process in list(self.workers.items()):
                     if process.poll() is not None:
                         code = self._ended(number, process.returncode) or code
@@ -94,7 +121,7 @@ class _Crew:
         if self.restarts_left > 0:
             self.restarts_left -= 1
             print(f"worker {number} {how}; it is started again", file=sys.stderr, flush=True)
-            self.workers[number] = self._spawn()
+            self.workers[number] = self._spawn(number)
             return 0
         print(f"worker {number} {how}; {len(self.workers)} go on", file=sys.stderr, flush=True)
         return code if code > 0 else 128 - code
