@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from zenspeed.config import InputError
+from zenspeed.config import InputError, load
 from zenspeed.data.hub import split_files
 from zenspeed.data.prepare import prepare
 from zenspeed.data.rows import ReadReport, Row, RowOptions, read_rows
 from zenspeed.data.source import SourceReport, copies, documents
 from zenspeed.data.streams import lines, opened
 from zenspeed.recipe import DataConfig, Recipe
+from zenspeed.tasks.data import read_split
 
 TEXTS = ["plain", 'with "quotes", and commas', "two\nlines", "中文 🎉", "a\r\nb", ""]
 ROWS: list[Row] = [{"text": t, "label": str(i)} for i, t in enumerate(TEXTS)]
@@ -258,3 +259,33 @@ def test_a_folder_of_a_hundred_thousand_files(tmp_path: Path) -> None:
     assert report.files == 100_000
     if before:
         assert len(list(open_files.iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"text;label\n\"one, two\";a\n", r"a\.csv:1: the fields are parted by semicolons; write them with commas"),
+        ("a.csv", b"text\tlabel\none\ta\n", r"a\.csv:1: the fields are parted by tabs; name the file \.tsv"),
+        ("a.pdf", b"%PDF-1.4\nsome text\n", r"a\.pdf: a PDF, not text; save its text first"),
+        ("a.xlsx", b"PK\3\4\0\0\0\0\0", r"a\.xlsx: a zip archive, or a document of an office program, .*save it as CSV"),
+        ("a.jsonl", b"[{}, {}]\n", r"a\.jsonl:1: expected a JSON object, this is a list; write one object a line"),
+    ],
+)  # fmt: skip
+def test_another_format_is_said(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        list(read_rows(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ([], r"a\.csv: column 'text' is blank in all rows; name the column of the text: task\.text"),
+        (["data.clean.min_characters=5"], r"data\.clean: leaves no row of .*a\.csv \(left out by length 30\); ask for less"),
+    ],
+)
+def test_rows_of_which_none_is_left(sets: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\n" + '" ",a\n' * 30)
+    recipe = load(Recipe, None, ["task.kind=classification", "tokenizer.kind=wordpiece", "model.preset=bert", *sets])
+    with pytest.raises(InputError, match=message):
+        read_split(recipe, str(tmp_path / "a.csv"))

@@ -18,6 +18,12 @@ PYTHON_DOCS = "python-docs"
 TEXT_SUFFIXES = (".txt", ".md", ".py", ".rst")
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 CACHE = Path("~/.cache/zenspeed")
+_OTHER_KINDS = {
+    b"%PDF-": ("a PDF", "save its text first"),
+    b"PK\3\4": ("a zip archive, or a document of an office program", "unpack it, or save it as CSV or text"),
+    b"\xd0\xcf\x11\xe0": ("a document of an office program", "save it as CSV or text"),
+    b"SQLite f": ("a database", "write its table as CSV"),
+}
 SUFFIXES = (*TEXT_SUFFIXES, *ROW_SUFFIXES)
 """What is read in a folder, compressed or not; a file named by itself may have any suffix, and is plain text then."""
 
@@ -41,6 +47,7 @@ def source_files(
         if path.is_dir():
             files = saved_dataset_files(path, split) if is_saved_dataset(path) else _files_in(path)
         elif path.exists():
+            _check_kind(path)
             files = [path]
         elif glob.has_magic(source):
             matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
@@ -57,6 +64,15 @@ def source_files(
     if not filled:
         raise InputError(f"{source}: {'is empty' if files == [path] else 'all files in it are empty'}; give text to train on")
     return filled
+
+
+def _check_kind(path: Path) -> None:
+    """Refuses a file whose format is known to be neither text nor rows, by what it begins with."""
+    with path.open("rb") as file:
+        begin = file.read(8)
+    for magic, (kind, fix) in _OTHER_KINDS.items():
+        if begin.startswith(magic) and suffix_of(path) not in (".parquet", ".arrow"):
+            raise InputError(f"{path}: {kind}, not text; {fix}")
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -30,7 +30,7 @@ def _json_row(line: Line, place: str) -> Row | BadRow:
     except ValueError as error:  # an integer of thousands of digits
         return BadRow(place, f"not JSON: {error}")
     if not isinstance(row, dict):
-        return BadRow(place, f"expected a JSON object, this is a {type(row).__name__}")
+        return BadRow(place, f"expected a JSON object, this is a {type(row).__name__}; write one object a line")
     return row
 
 

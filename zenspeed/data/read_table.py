@@ -27,6 +27,8 @@ def read_table(path: File, delimiter: str, encoding: str = "utf-8") -> Iterator[
         if header is None or isinstance(header[1], BadRow):
             raise InputError(str(header[1]) if header else f"{path}: is empty; its first line must name the columns")
         names = [name.strip() for name in header[1]]
+        if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
+            raise InputError(f"{path}:{header[0]}: the fields are parted by {_NAMES[other]}; {_FIXES[other]}")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"{path}:{header[0]}: two columns are named {twice[0]!r}; name each once")
@@ -39,6 +41,10 @@ def read_table(path: File, delimiter: str, encoding: str = "utf-8") -> Iterator[
                 yield number, BadRow(f"{path}:{number}", f"a quote opens here and closes lines later, in {len(fields)} fields")
             else:
                 yield number, BadRow(f"{path}:{number}", f"{len(fields)} fields, the first line names {len(names)}")
+
+
+_NAMES = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_FIXES = {";": "write them with commas", "\t": "name the file .tsv", "|": "write them with commas"}
 
 
 class _Lines:

@@ -163,7 +163,7 @@ class _Reader:
     def __init__(self, recipe: Recipe, answers: bool = True) -> None:
         self._answers = answer_columns(recipe) if answers else []
         self._recipe, self.report, self._clean = recipe, ReadReport(), Cleaner(recipe.data.clean)
-        self._repeated = 0
+        self._repeated, self._keys = 0, _keys(recipe)
 
     def read(self, source: str) -> Rows:
         task, data = self._recipe.task, self._recipe.data
@@ -179,7 +179,7 @@ class _Reader:
         columns = [*needed_columns(self._recipe), *self._answers]
         options = RowOptions(
             columns=tuple(dict.fromkeys(columns)),
-            keys=_keys(self._recipe),
+            keys=self._keys,
             on_bad_row=data.on_bad_row,
             encoding=data.encoding,
             line_column=text_columns(self._recipe)[0],
@@ -192,7 +192,15 @@ class _Reader:
                 kept += 1
                 yield row
         if not kept:
-            raise InputError(f"data.clean: leaves no row of {source}; ask for less")
+            raise InputError(self._nothing_left(source))
+
+    def _nothing_left(self, source: str) -> str:
+        left_out = self.dropped()
+        if set(left_out) == {"length"} and self._recipe.data.clean.min_characters <= 1:
+            column = text_columns(self._recipe)[0]
+            return f"{source}: column {column!r} is blank in all rows; name the column of the text: {self._keys[column]}"
+        by = ", ".join(f"{step} {count:,}" for step, count in left_out.items())
+        return f"data.clean: leaves no row of {source} (left out by {by}); ask for less"
 
     def _cleaned(self, row: dict[str, Any]) -> bool:
         task = self._recipe.task
