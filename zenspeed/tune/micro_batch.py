@@ -31,6 +31,8 @@ from zenspeed.tune.trial import Place
 LEAST_GAIN = 0.03
 PASSES = 4
 """Over the batch, of which the first is for warming up."""
+MOST_SECONDS = 180.0
+"""That it may take; the micro-batch then stays."""
 
 
 class Sizes(NamedTuple):
@@ -44,7 +46,7 @@ class Sizes(NamedTuple):
 
 def measure_micro_batches(recipe: Recipe, place: Place) -> Sizes | str:
     """Speeds of all sizes in fresh processes; how these ended if one died."""
-    found = in_processes(_measure, place.ranks, place.threads, recipe)
+    found = in_processes(_measure, place.ranks, place.threads, recipe, seconds=MOST_SECONDS)
     return found if isinstance(found, str) else Sizes(*found[0])
 
 
