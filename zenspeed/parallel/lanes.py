@@ -6,7 +6,7 @@
 An operation that several threads share ends when its slowest part does, its small ones run on one thread, and so does all
 Python between them. Lanes wait for each other once an update. They are data parallelism without a second process: weights are
 in memory once, nothing is sent, and the sum is always made in one order. What they cost is a gradient for each lane but the
-first. Python's lock matters little, since torch lets go of it inside an operation.
+first, from its backward pass to the sum. Python's lock matters little, since torch lets go of it inside an operation.
 
 For CPUs and one process. All threads share torch's generator, so what draws from it would depend on who comes first: modules
 that draw have an attribute `generator`, which each lane sets for itself and seeds anew for every micro-batch.
@@ -34,9 +34,8 @@ class Lanes:
 
     def __init__(self, zero: ZeroModule, count: int) -> None:
         assert count == 1 or (zero.options.stage <= 1 and zero.mesh.size() == 1)
-        self._buckets = zero.trainable
         self.modules = [zero.module, *(_twin(zero.module) for _ in range(count - 1))]
-        self._gradients = [_own_gradients(zero, twin) for twin in self.modules[1:]]
+        self._gradients = [_gradients_to_add(zero, twin) for twin in self.modules[1:]]
         self._generators = [_own_generator(module) for module in self.modules] if count > 1 else []
         self._pool = ThreadPoolExecutor(count - 1, "lane") if count > 1 else None
 
@@ -73,17 +72,17 @@ class Lanes:
             torch.set_num_threads(threads)
         results += [result for other in others for result in other.result()]
         for own in self._gradients:
-            for bucket, gradients in zip(self._buckets, own, strict=True):
-                assert bucket.gradients is not None
-                bucket.gradients.add_(gradients)
-                gradients.zero_()
+            made = [(total, p.grad) for total, p in own if p.grad is not None]
+            if made:  # lanes can be more than batches
+                torch._foreach_add_([total for total, _ in made], [gradient for _, gradient in made])
+        self.forget()
         return results
 
     def forget(self) -> None:
         """Forgets gradients that a lane has made and that were not added up yet."""
         for own in self._gradients:
-            for gradients in own:
-                gradients.zero_()
+            for _, parameter in own:
+                parameter.grad = None
 
 
 def _twin(module: nn.Module) -> nn.Module:
@@ -93,13 +92,14 @@ def _twin(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def _own_gradients(zero: ZeroModule, twin: nn.Module) -> list[Tensor]:
-    """For each bucket, gradients laid out as the bucket lays them, where the twin's parameters find theirs."""
+def _gradients_to_add(zero: ZeroModule, twin: nn.Module) -> list[tuple[Tensor, nn.Parameter]]:
+    """For each parameter of the twin, the place of its gradient in the module's buckets."""
     parameters, found = dict(twin.named_parameters()), []
     for bucket in zero.trainable:
-        found.append(torch.zeros(bucket.size, dtype=bucket.grad_dtype, device=bucket.device))
+        assert bucket.gradients is not None
         for slot in bucket.slots:
-            parameters[slot.name].grad = found[-1][slot.offset : slot.offset + slot.size].view(slot.shape)
+            total = bucket.gradients[slot.offset : slot.offset + slot.size].view(slot.shape)
+            found.append((total, parameters[slot.name]))
     return found
 
 
