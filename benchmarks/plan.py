@@ -72,18 +72,8 @@ def mpt(row: tuple[str, int, int, int, int, bool, int]) -> Estimate:
 
 
 def unseen() -> list[tuple[str, float, float]]:
-    """(name, planned, published) tokens/s a GPU; beside MPT's, NeMo's Llama 3 in fp8 (its performance guide)."""
-    rows = [(f"MPT {r[0]}, {r[1]}, {r[2]} H100", mpt(r).tokens_per_second / r[2], float(r[6])) for r in MPT_ROWS]
-    eight = Layout(
-        data=4, context=2, accumulation=32, zero=1, weight_bytes=2, optimizer_bytes=12, compiled=True, precision="fp8",
-        overlapped_tensor=True,
-    )  # fmt: skip
-    seventy = eight._replace(data=2, context=1, tensor=4, pipeline=8, interleave=5, accumulation=64)
-    for name, layout, published in (("8B", eight, 13812.0), ("70B", seventy, 1621.0)):
-        config = ModelConfig.model_validate({"preset": "llama", "context": 8192, **LLAMA[name]})
-        found = estimate(Shape(config, 128_256), layout, Cluster("NeMo", ACCELERATORS["H100"], layout.ranks))
-        rows.append((f"NeMo Llama 3 {name}, {layout.ranks} H100, fp8", found.tokens_per_second / layout.ranks, published))
-    return rows
+    """(name, planned, published) tokens/s a GPU."""
+    return [(f"MPT {r[0]}, {r[1]}, {r[2]} H100", mpt(r).tokens_per_second / r[2], float(r[6])) for r in MPT_ROWS]
 
 
 def titan(model: str, layout: Layout) -> Estimate:

@@ -16,7 +16,8 @@ def render() -> str:
         "# Every key of a recipe",
         "",
         "Written by `docs/make_recipe.py` from the docstrings in `zenspeed/recipe.py` and `zenspeed/models/presets.py`.",
-        "Any key can be changed with `--set section.key=value`. An unknown key is an error.",
+        "Any key can be changed with `--set section.key=value`; `--set section=null` takes away what a file says of it.",
+        "An unknown key is an error.",
     ]
     for name, field in Recipe.model_fields.items():
         section = field.annotation

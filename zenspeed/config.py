@@ -60,6 +60,8 @@ def read_text(path: Path) -> str:
 def load(kind: type[C], path: Path | None = None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> C:
     """A config from defaults, then `base`, then the YAML file at `path`, then `section.key=value` overrides, later winning.
 
+    `section=null` takes away what was said of a section before.
+
     Raises:
         InputError: the file is not there or not YAML, or a key, type, range or combination is wrong.
     """
@@ -73,7 +75,10 @@ def load(kind: type[C], path: Path | None = None, overrides: Sequence[str] = (),
     for keys, _ in parsed:
         _drop_exclusive(kind, data, keys)
     for override, (keys, value) in zip(overrides, parsed, strict=True):
-        merge(data, _nest(keys, value))
+        if value is None and _section(kind, keys):
+            _take_away(data, keys)
+        else:
+            merge(data, _nest(keys, value))
         places = {k: v for k, v in places.items() if k[: len(keys)] != keys} | {keys: f"--set {override}"}
     return validate(kind, data, places, str(path) if path else "recipe")
 
@@ -121,6 +126,12 @@ def _drop_exclusive(kind: type[Config], data: dict[str, Any], keys: tuple[str, .
     if section and isinstance(inner, dict) and keys[-1] in section.exclusive:
         for other in section.exclusive:
             inner.pop(other, None)
+
+
+def _take_away(data: dict[str, Any], keys: tuple[str, ...]) -> None:
+    for key in keys[:-1]:
+        data = data.get(key, {})
+    data.pop(keys[-1], None)
 
 
 def _nest(keys: tuple[str, ...], value: Any) -> dict[str, Any]:

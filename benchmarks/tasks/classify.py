@@ -63,8 +63,9 @@ def main() -> None:
     name, case = options.task, CASES[options.task]
     case = case._replace(baselines=tuple(options.baselines or case.baselines), rows=options.rows)
     folder = CACHE / "tasks" / name
-    if not (folder / "test.csv").exists():
-        SETS[name]()
+    for needed, there in ((name, folder / "test.csv"), ("minilm", CACHE / "models" / "minilm")):
+        if not there.exists():
+            SETS[needed]()
     systems = [options.only] if options.only else ["zenspeed", *case.baselines]
     found = {
         system: [answers(name, case, system, seed) for seed in seeds_of(system, options.seeds, case)] for system in systems

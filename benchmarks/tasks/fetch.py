@@ -28,14 +28,14 @@ from zenspeed.recipe import Recipe
 CACHE = Path("~/.cache/zenspeed").expanduser()
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "tasks.jsonl"
-MACHINE = "2 cores of an AMD EPYC (Zen 5), 24 GiB, no GPU, 2026-11-25"
+MACHINE = "2 cores of an AMD EPYC (Zen 5), 24 GiB, no GPU, 2026-11-28"
 
 
-def finish(recipe: Recipe) -> None:
-    """Trains; a run that was stopped before its end gives no figure."""
+def finish(recipe: Recipe, resume: Path | None = None) -> None:
+    """Trains, on from the checkpoint `resume` if there is one; a run that was stopped before its end gives no figure."""
     from zenspeed.training import train
 
-    if train(recipe).interrupted:
+    if train(recipe, resume=resume).interrupted:
         sys.exit(130)
 
 

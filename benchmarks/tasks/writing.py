@@ -36,6 +36,7 @@ from zenspeed.config import load
 from zenspeed.evaluate.interval import Measure
 from zenspeed.evaluate.written import length_figures, written_measures
 from zenspeed.recipe import Recipe
+from zenspeed.run import begun
 
 RESAMPLES, SEED = 1000, 0
 
@@ -66,7 +67,8 @@ def run(name: str, recipe: str, seed: int, options: Options, *more: str) -> Path
             f"run.folder={folder}", f"run.seed={seed}", "evaluate.every=0", "train.epochs=null",
             f"train.minutes={options.minutes}", *more, *options.sets,
         ]  # fmt: skip
-        finish(load(Recipe, ROOT / "recipes" / f"{recipe}.yaml", sets))
+        begin = begun(folder, sets)
+        finish(begin.recipe if begin else load(Recipe, ROOT / "recipes" / f"{recipe}.yaml", sets), begin and begin.checkpoint)
     return folder
 
 
@@ -190,7 +192,7 @@ def dialogue(name: str, options: Options) -> None:
     texts_of: dict[str, list[list[str]]] = {"zenspeed": [], "before tuning": []}
     for seed in options.seeds:
         base = run(name, "generate-zh", seed, options, f"data.source={mixed}", roles, *model)
-        tuned = run(name, "chat", seed, options, *sources(name), "tokenizer={}", f"model={{from_run: {base}, dropout: 0.1}}",
+        tuned = run(name, "chat", seed, options, *sources(name), "tokenizer=null", f"model={{from_run: {base}, dropout: 0.1}}",
                     "train.minutes=null", "train.epochs=6")  # fmt: skip
         after = open_run(tuned)
         task = ChatTask.of_run(after.recipe, after.tokenizer)
@@ -307,7 +309,7 @@ def documents_without(name: str, unseen: set[str]) -> Path:
 
 def starts(base: Path, tokenizer: Path, sizes: dict[str, Any]) -> dict[str, list[str]]:
     return {
-        "pretrained": ["tokenizer={}", f"model={{from_run: {base}, dropout: 0.1}}"],
+        "pretrained": ["tokenizer=null", f"model={{from_run: {base}, dropout: 0.1}}"],
         "random": [f"tokenizer={{kind: folder, folder: {tokenizer}}}", f"model={json.dumps(sizes | {'dropout': 0.1})}"],
     }
 

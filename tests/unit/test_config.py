@@ -47,6 +47,14 @@ def test_errors_name_the_place(text: str, message: str, tmp_path: Path) -> None:
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_null_takes_a_section_of_the_file_away(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("tokenizer: {kind: word, vocab_size: 99}\nrun: {seed: 3}\n")
+    recipe = load(Recipe, path, ["tokenizer=null"])
+    assert recipe.tokenizer == Recipe().tokenizer and not recipe.tokenizer.model_fields_set
+    assert recipe.run.seed == 3
+
+
 def test_an_override_of_steps_takes_the_minutes_of_the_file_away(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("train: {minutes: 3, batch_size: 4}")

@@ -75,7 +75,9 @@ def _config_of_folder(recipe: Recipe) -> dict[str, Any]:
 def _config_of_run(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
     folder = Path(str(recipe.model.from_run)).expanduser()
     if recipe.tokenizer.model_fields_set:
-        raise InputError("tokenizer: comes with model.from_run, whose weights belong to its tokens; take the section away")
+        raise InputError(
+            "tokenizer: comes with model.from_run, whose weights know its tokens; take it away: --set tokenizer=null"
+        )
     opened = open_run(folder)
     data["tokenizer"] |= {"kind": "folder", "folder": str(folder / "tokenizer"), "vocab_size": None, "special_tokens": []}
     mine = {"from_run": str(folder), "vocab_size": int(opened.checkpoint.state["vocab_size"]), "huggingface": None}
