@@ -7,6 +7,8 @@ the run folder and in every checkpoint. No torch here: a wrong recipe is refused
 from __future__ import annotations
 
 import codecs
+import itertools
+import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -462,3 +464,13 @@ class Recipe(Config):
             )
         if kind == "language_model" and model.architecture == "encoder_decoder":
             raise ValueError("model.architecture: an encoder_decoder is for task.kind seq2seq or span_corruption")
+
+
+def fresh_folder(recipe: Recipe) -> Path:
+    """Where a run that is given no folder goes: runs/NAME; without a name one of its data and the time, not there yet."""
+    if recipe.run.name is not None:
+        return Path("runs") / recipe.run.name
+    stem = Path(recipe.data.source).stem.strip("*") or "run"
+    first = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([first], others) if not folder.exists())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from zenspeed.config import validate
 from zenspeed.errors import InputError
 from zenspeed.machine import pick_precision
 from zenspeed.parallel.mesh import World
-from zenspeed.recipe import Recipe
+from zenspeed.recipe import Recipe, fresh_folder
 
 MICRO_BATCH_TOKENS = 8192
 DEFAULT_MINUTES = 2.0
@@ -26,10 +25,8 @@ def resolve(recipe: Recipe, here: World, *, resumed: bool = False) -> Recipe:
     """
     data = recipe.model_dump(mode="json")
     train, run = data["train"], data["run"]
-    if run["name"] is None:
-        stem = Path(recipe.data.source).stem.strip("*") or "run"
-        run["name"] = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}" if run["folder"] is None else Path(run["folder"]).name
-    run["folder"] = run["folder"] or str(Path("runs") / run["name"])
+    run["folder"] = run["folder"] or _of_rank_0(str(fresh_folder(recipe)))
+    run["name"] = run["name"] or Path(run["folder"]).name
     if train["steps"] is None and train["minutes"] is None and train["epochs"] is None:
         train["minutes"] = DEFAULT_MINUTES
     batch, ranks = recipe.train.batch_size, _shares(recipe, here)
@@ -56,6 +53,14 @@ def resolve(recipe: Recipe, here: World, *, resumed: bool = False) -> Recipe:
     if train["precision"] == "auto":
         train["precision"] = _agree(pick_precision(here.device)[0])
     return validate(Recipe, data)
+
+
+def _of_rank_0(folder: str) -> str:
+    """Ranks that were started by hand may not have begun in the same second."""
+    said = [folder]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def _shares(recipe: Recipe, here: World) -> int:

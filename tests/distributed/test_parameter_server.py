@@ -336,6 +336,14 @@ def test_streaming_workers_die_and_one_is_left_with_all_shares(start: Callable[.
 # What looks wrong ---------------------------------------------------------------------------------------------------------
 
 
+def wait_for_version(servers: list[Running], version: int) -> None:
+    """Servers acknowledge a share before they make its update, which several make together."""
+    end = time.monotonic() + 20
+    while any(server.server.updates.started()[0].version < version for server in servers):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("num_servers", [1, 2])
 def test_a_spike_makes_no_update_and_is_judged_alike_after_a_crash(
     start: Callable[..., Running], tmp_path: Path, num_servers: int
@@ -349,14 +357,17 @@ def test_a_spike_makes_no_update_and_is_judged_alike_after_a_crash(
     for n, server in enumerate(servers):
         server.crash()
         servers[n] = start(f"s{n}", server.port)
+    wait_for_version(servers, 20)
     before = worker.weights()
     worker.take()
     worker.push(times=10.0)
+    wait_for_version(servers, 21)
     assert torch.equal(worker.weights(), before)
     for server in servers:
         record = server.server.updates.records[-1]
         assert record["skipped"] and "deviations above the last 20" in record["reason"]
     worker.take(), worker.push()
+    wait_for_version(servers, 22)
     assert not torch.equal(worker.weights(), before)
     assert "skipped" not in servers[0].server.updates.records[-1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zenspeed.config import Config, InputError, dump, load
-from zenspeed.recipe import Recipe
+from zenspeed.recipe import Recipe, fresh_folder
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -62,6 +62,17 @@ def test_an_override_of_steps_takes_the_minutes_of_the_file_away(tmp_path: Path)
     assert (recipe.train.steps, recipe.train.minutes, recipe.train.batch_size) == (5, None, 4)
     with pytest.raises(InputError, match="give one of them"):
         load(Recipe, path, ["train.steps=5", "train.minutes=1"])
+
+
+def test_a_run_without_a_name_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though another one began in the same second."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zenspeed.recipe.time.strftime", lambda _: "now")
+    for expected in ("mine-now", "mine-now-2", "mine-now-3"):
+        folder = fresh_folder(load(Recipe, None, ["data.source=texts/mine.txt"]))
+        assert folder == Path("runs") / expected
+        folder.mkdir(parents=True)
+    assert fresh_folder(load(Recipe, None, ["run.name=given"])) == Path("runs/given")
 
 
 def test_all_errors_are_told_at_once(tmp_path: Path) -> None:

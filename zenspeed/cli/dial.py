@@ -51,9 +51,9 @@ def _launched(chosen: Chosen) -> Result:
         typer.Exit: the launcher gave up, with its code; it has said why.
     """
     from zenspeed.config import dump, validate
-    from zenspeed.launch.train import fresh_folder, supervise
+    from zenspeed.launch.train import supervise
     from zenspeed.machine import process_age_seconds
-    from zenspeed.recipe import Recipe
+    from zenspeed.recipe import Recipe, fresh_folder
     from zenspeed.runlog import read_metrics
     from zenspeed.training import Result
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -16,7 +15,7 @@ from zenspeed.config import load
 from zenspeed.errors import InputError, missing
 from zenspeed.launch.supervise import WANTED, Keep, Supervisor, signals_to
 from zenspeed.machine import usable_cores
-from zenspeed.recipe import Recipe
+from zenspeed.recipe import Recipe, fresh_folder
 
 LAST_LINES = 20
 
@@ -98,12 +97,6 @@ def _run_of(verb: str, arguments: Sequence[str]) -> tuple[Recipe, Path, list[str
         return recipe, recipe.run.folder, []
     folder = fresh_folder(recipe)
     return recipe, folder, ["--set", f"run.folder={folder}"]
-
-
-def fresh_folder(recipe: Recipe) -> Path:
-    """Where a run that is given no folder goes: all of its processes must mean the same one."""
-    name = recipe.run.name or f"{Path(recipe.data.source).stem.strip('*') or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path("runs") / name
 
 
 def _recipe(source: str | None, arguments: Sequence[str]) -> Recipe:

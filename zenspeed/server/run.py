@@ -9,7 +9,7 @@ from typing import NamedTuple
 from zenspeed.config import validate
 from zenspeed.display import Display
 from zenspeed.pace import Interrupt
-from zenspeed.recipe import Recipe
+from zenspeed.recipe import Recipe, fresh_folder
 from zenspeed.server.client import Servers, read_key
 from zenspeed.training import Result, Run
 from zenspeed.training import train as train_in_parallel
@@ -51,8 +51,8 @@ def settle(recipe: Recipe, workers: int) -> Recipe:
     """The recipe with its folder and the number of shares decided, so that all workers of a run have the same."""
     data = recipe.model_dump(mode="json")
     if recipe.run.folder is None:
-        name = recipe.run.name or f"{Path(recipe.data.source).stem.strip('*') or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
-        data["run"] |= {"name": name, "folder": str(Path("runs") / name)}
+        folder = fresh_folder(recipe)
+        data["run"] |= {"name": folder.name, "folder": str(folder)}
     server = recipe.parallel.server
     data["parallel"]["server"]["shares"] = 1 if server.consistency == "asynchronous" else server.shares or workers
     return validate(Recipe, data)
