@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -321,12 +322,15 @@ def rows(folder: Path, options: argparse.Namespace) -> None:
 
 
 async def _rows(folder: Path, path: Path, kind: str, texts: list[str], options: argparse.Namespace) -> None:
-    ours = [sys.executable, "-m", "zenspeed", "serve", f"m={path}", "--port", "8398", "--requests-a-minute", "0"]
+    ours = [sys.executable, "-m", "zenspeed", "serve", f"m={path}", "--requests-a-minute", "0", "--port"]
     systems = {
         "plain server": Server([sys.executable, str(folder / "plain.py"), str(path), kind, "8399"], 8399),
-        "zenspeed": Server(ours, 8398),
+        "zenspeed": Server([*ours, "8398"], 8398),
+        "zenspeed bf16": Server([*ours, "8397", "--weights", "bf16"], 8397),
     }
-    async with systems["plain server"], systems["zenspeed"]:
+    async with contextlib.AsyncExitStack() as running:
+        for server in systems.values():
+            await running.enter_async_context(server)
         found: dict[str, list[Figures]] = {name: [] for name in systems}
         for attempt in range(options.rounds + 1):
             for name, server in systems.items():
@@ -334,7 +338,8 @@ async def _rows(folder: Path, path: Path, kind: str, texts: list[str], options: 
                 if attempt:
                     found[name].append(value)
         best = {name: report(kind, name, "16 clients", values)["requests_per_second"] for name, values in found.items()}
-        print(f"{kind}: {best['zenspeed'] / best['plain server']:.1f} × the plain server")
+        for name in list(systems)[1:]:
+            print(f"{kind}: {name} {best[name] / best['plain server']:.2f} × the plain server")
         for name, server in systems.items():
             report(kind, name, "80 % load", [await _open_loop(server.port, f"/v1/{kind}", texts, 0.8 * best[name])])
 
@@ -360,7 +365,7 @@ async def _open_loop(port: int, path: str, texts: list[str], rate: float) -> Fig
     taken: list[float] = []
 
     async def one(text: str) -> None:
-        client = idle.pop() if idle else Client(port)
+        client = idle.pop(0) if idle else Client(port)  # the longest idle, before the server closes it
         begun = time.perf_counter()
         await client.ask("POST", path, {"model": "m", "input": text})
         taken.append(time.perf_counter() - begun)

@@ -22,7 +22,9 @@ def serve(
     api_key_file: Annotated[Path | None, typer.Option(help="Lines `key` or `name key`: one is then needed for /v1.")] = None,
     weights: Annotated[
         Literal["fp32", "bf16", "int8"],
-        typer.Option(help="Of language models: fp32 answers as trained; bf16 and int8 are smaller and faster."),
+        typer.Option(
+            help="fp32 answers as trained; bf16 and int8 are smaller and faster (int8: of what writes; the rest takes bf16)."
+        ),
     ] = "fp32",
     canary: Annotated[
         str | None,

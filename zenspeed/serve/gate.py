@@ -1,7 +1,8 @@
 """Before a model is served: does what answers agree with the trained model?
 
 The same probe texts go through the model in torch, its weights rounded as those that serve, and through the core that serves.
-Logits are to be within a tolerance, and wherever the likeliest token is clear, it is to be the same one.
+Logits are to be within a tolerance, and wherever the likeliest token is clear, it is to be the same one. Rows are answered by
+the run's own task: only products in bf16 have something to pass there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from torch import nn
 
 from zenspeed.errors import InputError
 from zenspeed.serve.core import Core, Feed
+from zenspeed.serve.opened import Opened
+from zenspeed.tasks.base import Place
+from zenspeed.tasks.classification import ClassificationTask
+from zenspeed.tasks.similarity import SimilarityTask
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2, "int8": 2e-2}
 """Of the largest logit's size. bf16 and int8 keep keys and values in bf16, which has 8 bits."""
@@ -51,6 +56,42 @@ def check(model: nn.Module, core: Core, weights: str, probes: Sequence[Sequence[
             place = int((clear & ~same).argmax())
             raise InputError(f"not served: the likeliest token behind probe {number}, token {place}, is another one")
     return {"weights": weights, "core": core.kind, "worst_logit": worst, "same_token": agreed / max(1, count), "tokens": count}
+
+
+def rows_in_bf16(opened: Opened, probes: Sequence[str]) -> tuple[Opened, dict[str, Any]]:
+    """A model of rows with its products in bf16, and the outcome; as it is, where it neither labels texts nor embeds them.
+
+    Raises:
+        InputError: its probabilities or vectors of a probe are not within the tolerance of the trained model's.
+    """
+    task, tolerance = opened.task, TOLERANCE["bf16"]
+    if not isinstance(task, ClassificationTask | SimilarityTask):
+        return opened, {"weights": "fp32", "why": "bf16 is for what writes, labels or embeds"}
+    model = copy.deepcopy(opened.model)
+    for part in model.modules():
+        if isinstance(part, nn.Linear):
+            part.bfloat16()  # once, instead of for every batch
+    half = opened._replace(model=model, place=Place(torch.autocast("cpu", torch.bfloat16)))
+    wanted, found = _answers(opened, probes), _answers(half, probes)
+    error = np.abs(found - wanted).max(axis=1)
+    if not error.max() <= tolerance:
+        what = "vectors" if isinstance(task, SimilarityTask) else "probabilities"
+        raise InputError(
+            f"--weights bf16: not served: {what} of probe {int(error.argmax())} differ by {error.max():.2g} from the trained "
+            f"model's, allowed is {tolerance:g}; take --weights fp32"
+        )
+    return half, {"weights": "bf16", "worst": float(error.max())}
+
+
+def _answers(opened: Opened, probes: Sequence[str]) -> np.ndarray:
+    """(probes, labels) probabilities or (probes, width) vectors."""
+    task = opened.task
+    if isinstance(task, SimilarityTask):
+        return task.embed(opened.model, probes, opened.place)
+    assert isinstance(task, ClassificationTask)
+    columns = [column for column in (task.recipe.task.text, task.recipe.task.text_pair) if column is not None]
+    rows = [dict.fromkeys(columns, probe) for probe in probes]
+    return np.array([list(answer["scores"].values()) for answer in task.predict(opened.model, rows, opened.place)])
 
 
 def _logits(core: Core, tokens: list[int]) -> np.ndarray:

@@ -31,7 +31,7 @@ from zenspeed.serve import native
 from zenspeed.serve.answer import Answer
 from zenspeed.serve.batching import Batcher, Busy, Request, Sampling
 from zenspeed.serve.core import Core
-from zenspeed.serve.gate import check
+from zenspeed.serve.gate import check, rows_in_bf16
 from zenspeed.serve.opened import Opened, open_model
 from zenspeed.serve.plain import PlainCore
 from zenspeed.serve.predicting import Predictor, row_of, without_each
@@ -68,8 +68,10 @@ class Worker:
             self._start_generation()
             self._predictor = Predictor(opened)  # of prompts that are scored
         else:
+            if options["weights"] != "fp32" and opened.task is not None:
+                self.opened, self.gate = rows_in_bf16(opened, PROBES)
             reader = options.get("reader") if opened.kind == "index" else None
-            self._predictor = Predictor(opened, open_reader(Path(reader)) if reader else None)
+            self._predictor = Predictor(self.opened, open_reader(Path(reader)) if reader else None)
 
     def _start_generation(self) -> None:
         opened, options = self.opened, self._options

@@ -1,0 +1,58 @@
+"""What answers rows in bf16: served where its answers are the trained model's, refused where they are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from zenspeed.errors import InputError
+from zenspeed.models.build import build_model
+from zenspeed.models.hf import to_huggingface
+from zenspeed.models.presets import ModelConfig
+from zenspeed.serve.gate import rows_in_bf16
+from zenspeed.serve.opened import Opened, open_model
+from zenspeed.text.tokenizer import Tokenizer
+
+PROBES = ("The quick brown fox jumps.", "It sleeps.", "In 1987 the price was 4.50 dollars")
+
+
+def opened(folder: Path, head: Any, labels: int, louder: float = 1.0) -> Opened:
+    tokenizer = Tokenizer.train("wordpiece", [*PROBES] * 20, 200)
+    config = ModelConfig(preset="bert", layers=2, width=32, heads=2, feed_forward=64, context=64)
+    model: Any = build_model(config, tokenizer.vocab_size, head, labels)
+    model.init_weights(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(louder)
+    to_huggingface(model, folder, tokenizer.end_of_text)
+    tokenizer.save(folder)
+    return open_model(folder)
+
+
+@pytest.mark.parametrize(("head", "labels"), [("label", 3), ("embedding", 0)])
+def test_products_are_in_bf16_and_answers_the_same(tmp_path: Path, head: str, labels: int) -> None:
+    trained = opened(tmp_path, head, labels)
+    half, outcome = rows_in_bf16(trained, PROBES)
+    assert outcome["weights"] == "bf16" and 0 < outcome["worst"] < 0.02
+    linear = [part.weight.dtype for part in half.model.modules() if isinstance(part, nn.Linear)]
+    assert linear and set(linear) == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 for p in trained.model.parameters())
+    if head == "label":
+        rows = [{"text": text} for text in PROBES]
+        assert trained.task is not None and half.task is not None
+        before, after = (o.task.predict(o.model, rows, o.place) for o in (trained, half))  # type: ignore[union-attr]
+        assert [a["prediction"] for a in after] == [b["prediction"] for b in before]
+        assert np.allclose([list(a["scores"].values()) for a in after], [list(b["scores"].values()) for b in before], atol=0.02)
+
+
+def test_a_model_that_bf16_is_too_coarse_for_is_not_served(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"--weights bf16: not served: probabilities of probe \d differ by .* take --weights fp32"
+    ):
+        rows_in_bf16(opened(tmp_path, "label", 3, louder=40.0), PROBES)
