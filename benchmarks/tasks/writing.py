@@ -192,8 +192,8 @@ def dialogue(name: str, options: Options) -> None:
     texts_of: dict[str, list[list[str]]] = {"zenspeed": [], "before tuning": []}
     for seed in options.seeds:
         base = run(name, "generate-zh", seed, options, f"data.source={mixed}", roles, *model)
-        tuned = run(name, "chat", seed, options, *sources(name), "tokenizer=null", f"model={{from_run: {base}, dropout: 0.1}}",
-                    "train.minutes=null", "train.epochs=6")  # fmt: skip
+        tuned = run(name, "chat", seed, options, *sources(name), "tokenizer=null", "model=null",
+                    f"model={{from_run: {base}, dropout: 0.1}}", "train.minutes=null", "train.epochs=6")  # fmt: skip
         after = open_run(tuned)
         task = ChatTask.of_run(after.recipe, after.tokenizer)
         examples, place = task.encode(test, "the test rows"), Place(nullcontext())
@@ -308,9 +308,14 @@ def documents_without(name: str, unseen: set[str]) -> Path:
 
 
 def starts(base: Path, tokenizer: Path, sizes: dict[str, Any]) -> dict[str, list[str]]:
+    nothing = ["tokenizer=null", "model=null"]  # of what the recipe says
     return {
-        "pretrained": ["tokenizer=null", f"model={{from_run: {base}, dropout: 0.1}}"],
-        "random": [f"tokenizer={{kind: folder, folder: {tokenizer}}}", f"model={json.dumps(sizes | {'dropout': 0.1})}"],
+        "pretrained": [*nothing, f"model={{from_run: {base}, dropout: 0.1}}"],
+        "random": [
+            *nothing,
+            f"tokenizer={{kind: folder, folder: {tokenizer}}}",
+            f"model={json.dumps(sizes | {'dropout': 0.1})}",
+        ],
     }
 
 
