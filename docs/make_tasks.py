@@ -33,6 +33,13 @@ NOTES = """
   the same tokens, interpolated; **xz**: what the validation text adds behind the training text. **random**: the same summarizer, as
   many steps, without the pretraining.
 
+## What is not beaten yet
+- **translate**: eight minutes of a model from nothing on 48,046 rows, beside a memory of texts that repeat each other: help pages of one
+  office suite. **summarize**: six minutes of a model from nothing; the length asked for is kept within 7 % all the same.
+- **topics-en**: 407 rows, of which TF-IDF gets eight wrong. **generate-en beside xz**: five minutes, and 31 documents, so that the
+  interval is wide.
+- **knowledge, refusing**: the threshold is chosen on validation questions, too few of which have no answer.
+
 ## The data sets for labels
 | recipe | rows to train on, to test | what they are |
 |---|---|---|
