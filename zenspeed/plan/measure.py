@@ -101,11 +101,14 @@ def in_processes(
     try:
         for process in processes:
             process.start()
-        while any(process.exitcode is None for process in processes) and not any(process.exitcode for process in processes):
+        # Asked once a turn: a process may end between two questions, and there would be nothing left to wait for.
+        while (running := [process for process in processes if process.exitcode is None]) and not any(
+            process.exitcode for process in processes
+        ):
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 return f"took more than {seconds:.0f} s"
-            wait([process.sentinel for process in processes if process.exitcode is None], left)
+            wait([process.sentinel for process in running], left)
         codes = [process.exitcode for process in processes]
         if any(codes):
             return f"ended with codes {', '.join('still running' if c is None else str(c) for c in codes)}"
