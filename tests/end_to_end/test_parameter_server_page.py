@@ -17,8 +17,7 @@ import pytest
 
 from tests.end_to_end.conftest import Cli, environment
 from zenspeed.checkpoint import Checkpoint, find_checkpoint
-from zenspeed.health import FOLDER, read_beat
-from zenspeed.runlog import read_events, read_metrics
+from zenspeed.runlog import read_metrics
 
 PAGE = (Path(__file__).parents[2] / "docs" / "parameter-server.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
@@ -80,31 +79,6 @@ def test_launched_workers_and_their_server_die_and_the_losses_are_those_of_data_
     assert max(abs(a - b) for a, b in zip(ours, reference, strict=True)) < 1e-6
     saved = Checkpoint(find_checkpoint(folder / "two")).keys()
     assert {kind for _, kind in saved} == {"weight", "exp_avg", "exp_avg_sq"}
-
-
-def test_a_worker_that_hangs_is_named_and_started_again(folder: Path) -> None:
-    """It is held in the middle of a step; the run makes every step all the same."""
-    launched = begin(f"{COMMANDS[1]} --set guard.step_seconds=4", folder)
-    try:
-        while len(losses(folder / "two")) < 4:
-            assert launched.poll() is None, launched.communicate()[0]
-            time.sleep(0.02)
-        worker = [c for c in psutil.Process(launched.pid).children() if "train" in c.cmdline()][-1]
-        number = int(worker.environ()["LOCAL_RANK"])
-        while True:
-            worker.suspend()
-            if read_beat(folder / "two" / FOLDER, number).phase == "step":
-                break
-            worker.resume()
-            time.sleep(0.001)
-    finally:
-        printed = finish(launched)
-    assert re.search(
-        rf"worker {number} did not go on within 4 s of phase step .*/zenspeed/.* \(stacks: two/stacks-", printed
-    ), printed
-    assert f"worker {number} was ended by signal 9; it is started again" in printed
-    assert len(losses(folder / "two")) == STEPS
-    assert [event["event"] for event in read_events(folder / "two")] == ["hung"]
 
 
 def test_a_server_by_hand_and_a_run_that_is_resumed(folder: Path) -> None:

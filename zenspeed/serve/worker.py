@@ -68,7 +68,7 @@ class Worker:
             self._start_generation()
             self._predictor = Predictor(opened)  # of prompts that are scored
         else:
-            if options["weights"] != "fp32" and opened.task is not None:
+            if opened.task is not None and options["weights"] != "fp32":
                 self.opened, self.gate = rows_in_bf16(opened, PROBES)
             reader = options.get("reader") if opened.kind == "index" else None
             self._predictor = Predictor(self.opened, open_reader(Path(reader)) if reader else None)
