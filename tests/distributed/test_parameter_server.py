@@ -344,7 +344,7 @@ def wait_for_version(servers: list[Running], version: int) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("num_servers", [1])
+@pytest.mark.parametrize("num_servers", [1, 2])
 def test_a_spike_makes_no_update_and_is_judged_alike_after_a_crash(
     start: Callable[..., Running], tmp_path: Path, num_servers: int
 ) -> None:
@@ -357,8 +357,9 @@ def test_a_spike_makes_no_update_and_is_judged_alike_after_a_crash(
     for n, server in enumerate(servers):
         server.crash()
         servers[n] = start(f"s{n}", server.port)
-    worker.take()  # of all servers' weights after twenty updates
+    wait_for_version(servers, 20)
     before = worker.weights()
+    worker.take()
     worker.push(times=10.0)
     wait_for_version(servers, 21)
     assert torch.equal(worker.weights(), before)

@@ -45,6 +45,8 @@ class Server:
         listener.setblocking(False)
         accepting = asyncio.create_task(self._accept(listener))
         watching = asyncio.create_task(self._watch_leases())
+        if self.updates.peer is not None:  # an update whose norm was not heard of before the end
+            self._spawn(self.updates.settle())
         await self._stopped.wait()
         for task in (accepting, watching, *self._tasks):
             task.cancel()

@@ -140,6 +140,7 @@ class Updates:
         self.tokens, self.progress = state["tokens"], state["progress"]
         if self.guard is not None:
             self.guard.load_state_dict(state.get("guard", {}))
+        self._norms = {clock: math.inf if norm is None else norm for clock, norm in state.get("norms", ())}
         self.crew.come_back()
         count = 0
         for head, body in self.journal.records(state["log"]):
@@ -290,6 +291,8 @@ class Updates:
             "tokens": self.tokens,
             "progress": self.progress,
             "guard": self.guard.state_dict() if self.guard is not None else {},
+            # Another server may still ask for them, after both have come back.
+            "norms": [[clock, norm if math.isfinite(norm) else None] for clock, norm in self._norms.items()],
         }
         pending = [(json.loads(part.head.model_dump_json()), part.data) for part in store.pending()]
         self.journal.start_anew(store, state, pending)
