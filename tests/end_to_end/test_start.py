@@ -128,7 +128,7 @@ def test_bad_starts_are_named(place: Path) -> None:
     masked = str(place / "masked")
     with pytest.raises(InputError, match="give one of them"):
         run_recipe(place, "bad", model={"from_run": masked, "huggingface": "x"})
-    with pytest.raises(InputError, match="whose weights belong to its tokens"):
+    with pytest.raises(InputError, match="whose weights know its tokens"):
         run_recipe(place, "bad", model={"from_run": masked}, tokenizer={"vocab_size": 400})
     with pytest.raises(InputError, match="no such run"):
         run_recipe(place, "bad", model={"from_run": str(place / "nowhere")})
