@@ -454,14 +454,12 @@ class Recipe(Config):
         if model.huggingface is not None or model.from_run is not None or model.architecture == "transformers":
             return  # told when the weights are loaded
         wanted, such = {
-            "seq2seq": (("encoder_decoder",), "transformer or t5"),
-            "span_corruption": (("encoder_decoder",), "t5"),
-            "chat": (("decoder", "recurrent"), "gpt or llama"),
+            "seq2seq": (("encoder_decoder",), "model.architecture to encoder_decoder, or model.preset to transformer or t5"),
+            "span_corruption": (("encoder_decoder",), "model.architecture to encoder_decoder, or model.preset to t5"),
+            "chat": (("decoder", "recurrent"), "model.preset to gpt or llama"),
         }.get(kind, ((), ""))
         if wanted and model.architecture not in wanted:
-            raise ValueError(
-                f"model.architecture: {model.architecture} cannot be trained for {kind}; set model.preset to {such}"
-            )
+            raise ValueError(f"model.architecture: {model.architecture} cannot be trained for {kind}; set {such}")
         if kind == "language_model" and model.architecture == "encoder_decoder":
             raise ValueError("model.architecture: an encoder_decoder is for task.kind seq2seq or span_corruption")
 

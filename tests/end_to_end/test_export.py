@@ -130,7 +130,9 @@ def test_graph_equals_the_model(more: dict[str, object]) -> None:
         torch.testing.assert_close(torch.cat([first, rest], 1), model(tokens), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("more", [{"preset": "t5", "decoder_layers": 1}, {"preset": "transformer"}])
+@pytest.mark.parametrize(
+    "more", [{"preset": "t5", "decoder_layers": 1}, {"preset": "transformer"}, {"architecture": "encoder_decoder"}]
+)
 def test_graphs_of_an_encoder_decoder(more: dict[str, object]) -> None:
     """With padding on the right of the source, on the left of the target, and a past."""
     model = drawn(more)
@@ -147,8 +149,9 @@ def test_graphs_of_an_encoder_decoder(more: dict[str, object]) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_onnx_of_an_encoder_decoder(tmp_path: Path) -> None:
-    model = drawn({"preset": "t5", "layers": 1})
+@pytest.mark.parametrize("more", [{"preset": "t5"}, {"architecture": "encoder_decoder"}])
+def test_onnx_of_an_encoder_decoder(more: dict[str, object], tmp_path: Path) -> None:
+    model = drawn(more | {"layers": 1})
     write_onnx(model, tmp_path, None)
     rng = np.random.default_rng(0)
     probes = [Probe(rng.integers(0, 50, n), None, None, rng.integers(0, 50, n + 2)) for n in (1, 5)]

@@ -320,7 +320,6 @@ def test_first_weights_are_a_function_of_the_seed_and_the_first_loss_is_sane(pre
         ({"position": "sinusoidal", "width": 33, "heads": 3}, "sinusoidal positions need an even width, not 33"),
         ({"position": "relative", "relative_distance": 9}, "relative_distance 9 is too small for 32 buckets"),
         ({"qk_norm": False, "qk_norm_weights": True}, "qk_norm_weights true needs qk_norm true"),
-        ({"preset": "t5", "ngrams": [2]}, "ngrams are for decoders and encoders"),
     ],
 )
 def test_combinations_that_cannot_be(fields: dict[str, Any], expected: str) -> None:

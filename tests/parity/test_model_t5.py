@@ -52,6 +52,10 @@ def scrambled(preset: str, **fields: Any) -> EncoderDecoder:
     return model.eval()
 
 
+NGRAMS: dict[str, Any] = {"architecture": "encoder_decoder", "ngrams": (2, 3), "ngram_rows": 64}
+VARIANTS = pytest.mark.parametrize(("preset", "fields"), [("transformer", {}), ("t5", {}), ("gpt", NGRAMS)])
+
+
 def some_tokens(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(1, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
 
@@ -136,9 +140,9 @@ def pairs_packed() -> dict[str, torch.Tensor]:
     return {"tokens": tokens, "documents": documents, "source": source, "source_documents": source_documents}
 
 
-@pytest.mark.parametrize("preset", ["transformer", "t5"])
-def test_packed_equals_one_by_one_in_logits_and_gradients(preset: str) -> None:
-    model, batch = scrambled(preset), pairs_packed()
+@VARIANTS
+def test_packed_equals_one_by_one_in_logits_and_gradients(preset: str, fields: dict[str, Any]) -> None:
+    model, batch = scrambled(preset, **fields), pairs_packed()
     documents = batch["documents"]
     targets = torch.where(documents >= 0, batch["tokens"].roll(-1, 1), IGNORE)
     packed = model(**batch)
@@ -157,9 +161,9 @@ def test_packed_equals_one_by_one_in_logits_and_gradients(preset: str) -> None:
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize("preset", ["transformer", "t5"])
-def test_cached_equals_uncached_and_rows_are_selected(preset: str) -> None:
-    model, source, tokens = scrambled(preset), some_tokens(3, 9), some_tokens(3, 12, seed=2)
+@VARIANTS
+def test_cached_equals_uncached_and_rows_are_selected(preset: str, fields: dict[str, Any]) -> None:
+    model, source, tokens = scrambled(preset, **fields), some_tokens(3, 9), some_tokens(3, 12, seed=2)
     documents = torch.arange(3)[:, None].expand(3, 9).masked_fill(torch.arange(9) >= torch.tensor([[9], [4], [7]]), -1)
     with torch.no_grad():
         full = model(tokens, source=source, source_documents=documents)

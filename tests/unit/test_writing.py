@@ -255,7 +255,7 @@ UNKNOWN = [*rows(30), *({"text": "红大旧伤" * 3, "target": "red", "to": "bac
 BAD: dict[str, tuple[list[str], list[dict[str, Any]], str]] = {
     "no target": (["task.kind=seq2seq", "model.preset=t5"], [{"text": "a"}] * 9, "no column 'target'"),
     "no control": (["task.kind=seq2seq", "model.preset=t5", "task.control=[too]"], rows(9), "no column 'too'"),
-    "a decoder": (["task.kind=seq2seq"], rows(9), "for seq2seq; set model.preset to transformer or t5"),
+    "a decoder": (["task.kind=seq2seq"], rows(9), "for seq2seq; set model.architecture to encoder_decoder"),
     "an encoder-decoder": (["task.kind=chat", "model.preset=t5"], rows(9), "cannot be trained for chat"),
     "stream of pairs": (["model.preset=t5"], rows(9), "encoder_decoder is for task.kind seq2seq"),
     "no answer": (["task.kind=chat", "task.messages=m"], ASKED, "has no message of an assistant"),

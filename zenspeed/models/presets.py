@@ -214,8 +214,6 @@ class ModelConfig(Config):
             raise ValueError(f"experts_per_token {self.experts_per_token}, but there are {self.experts} experts; take fewer")
         if self.qk_norm_weights and not self.qk_norm:
             raise ValueError("qk_norm_weights true needs qk_norm true")
-        if self.ngrams and self.architecture == "encoder_decoder":
-            raise ValueError("ngrams are for decoders and encoders; take them away from an encoder_decoder")
         return self
 
     @property

@@ -60,12 +60,12 @@ _PASSES: tuple[tuple[int, int, int], ...] = ((2_000, 16, 8), (50_000, 32, 4), (5
 _MODELS: dict[Body, dict[str, Any]] = {
     "encoder": {"preset": "bert", "dropout": 0.1},
     "decoder": {"preset": "gpt", "dropout": 0.1, "ngrams": [2, 3]},
-    "encoder_decoder": {"preset": "transformer"},
+    "encoder_decoder": {"preset": "gpt", "architecture": "encoder_decoder", "dropout": 0.1},
 }
 _OPTIM: dict[Body, dict[str, Any]] = {
     "encoder": {"name": "adamw", "lr": 1e-3, "warmup": 0.1, "weight_decay": 0.01},
     "decoder": {},
-    "encoder_decoder": {"name": "adamw", "lr": 1e-3, "warmup": 0.1, "betas": [0.9, 0.98], "epsilon": 1e-9},
+    "encoder_decoder": {},
 }
 _LONGEST = 512
 _MOST_MINUTES = 30.0
