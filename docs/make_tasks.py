@@ -78,6 +78,8 @@ def table_rows(record: dict[str, Any]) -> list[str]:
     ours, sign = record["systems"][first], -1 if record["metric"] in LOWER_IS_BETTER else 1
     which = f"{first} " * (first != "zenspeed")
     task = record["task"] + (f", from {rows:,} rows" if (rows := record.get("rows")) else "")
+    if minutes := record.get("minutes"):
+        task += f", {minutes:g} min of {record.get('cores', 2)} core{'s' * (record.get('cores', 2) > 1)}"
     each = ", ".join(_figure(v) for v in ours["values"])
     mine = f"{which}**{_figure(ours['mean'])}** ({_seeds(len(ours['values']))}: {each})"
     out = []

@@ -35,6 +35,7 @@ from texts import SETS
 from zenspeed.config import load
 from zenspeed.evaluate.interval import Measure
 from zenspeed.evaluate.written import length_figures, written_measures
+from zenspeed.machine import usable_cores
 from zenspeed.recipe import Recipe
 from zenspeed.run import begun
 
@@ -153,7 +154,8 @@ def record(
     first, *others = means
     found: dict[str, Any] = {
         "task": task, "metric": metric, "definition": measures[first][0].definition, "n": n, "seeds": options.seeds,
-        "minutes": options.minutes, "machine": MACHINE, "command": f"python benchmarks/tasks/writing.py {command}",
+        "minutes": options.minutes, "cores": usable_cores(), "machine": MACHINE,
+        "command": f"python benchmarks/tasks/writing.py {command}",
         "systems": {
             name: {"values": [round(float(x), 4) for x in v[:, 0]], "mean": float(means[name][0])} for name, v in values.items()
         },

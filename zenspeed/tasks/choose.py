@@ -65,7 +65,7 @@ _MODELS: dict[Body, dict[str, Any]] = {
 _OPTIM: dict[Body, dict[str, Any]] = {
     "encoder": {"name": "adamw", "lr": 1e-3, "warmup": 0.1, "weight_decay": 0.01},
     "decoder": {},
-    "encoder_decoder": {},
+    "encoder_decoder": {"lr": 0.01},
 }
 _LONGEST = 512
 _MOST_MINUTES = 30.0
