@@ -8,7 +8,8 @@
 Every system scores each test row once a seed; the scores are kept in ~/.cache/zenspeed/tasks/NAME/scores, so that a run that
 was stopped goes on. A figure is the mean over rows and seeds; its difference from a baseline has a 95 % interval from
 resampling rows, the same for both. Nothing is chosen on test rows: the lexical baseline's window is chosen on training rows,
-thresholds on the validation questions. Results go to benchmarks/results/tasks.jsonl, one line a metric.
+thresholds on the validation questions, each asked again without the passages that answer it. Results go to
+benchmarks/results/tasks.jsonl, one line a metric.
 
 lexical     the sentence with the most words of the question, each by its rarity; in it the longest run of words that the
             question does not have. No training.
@@ -35,11 +36,11 @@ from zenspeed.config import load
 from zenspeed.evaluate.answers import answer_scores
 from zenspeed.evaluate.ranking import ranking_scores
 from zenspeed.recipe import Recipe
-from zenspeed.retrieve.answer import Found, answer, calibrate
+from zenspeed.retrieve.answer import Found, answer, calibrate, hits_without_answer
 from zenspeed.retrieve.bm25 import words_of
 from zenspeed.retrieve.documents import Document, read_documents
 from zenspeed.retrieve.embed import open_embedder, open_reader
-from zenspeed.retrieve.index import How, Index, build_index
+from zenspeed.retrieve.index import Hit, How, Index, build_index
 from zenspeed.tasks.base import place_of
 
 Scores = dict[str, list[float]]
@@ -179,13 +180,20 @@ def knowledge_index() -> Index:
     return build_index(read_documents(str(CACHE / "tasks" / "knowledge" / "documents.jsonl")))
 
 
-def knowledge(find: Callable[[Index, list[str]], list[Found]]) -> Scores:
+Find = Callable[[Index, list[str], list[list[Hit]]], list[Found]]  # reads the passages found for each question
+
+
+def knowledge(find: Find) -> Scores:
     """Threshold by the validation questions, scores of the test questions; NaN where a score is not for that question."""
     index = knowledge_index()
     validation, test = (rows_of("knowledge", part) for part in ("validation", "test"))
+    asked = [row["question"] for row in validation]
     references = [[row["answer"]] if row["answer"] else [] for row in validation]
-    least = calibrate(find(index, [row["question"] for row in validation]), references)
-    found = find(index, [row["question"] for row in test])
+    hits = hits_without_answer(index, asked, references, [row["document"] or None for row in validation], PASSAGES, "words")
+    chosen = calibrate(find(index, asked, index.search(asked, PASSAGES, "words")), references, find(index, asked, hits))
+    print(f"on validation questions: {chosen}")
+    least, asked = chosen.refuse_below, [row["question"] for row in test]
+    found = find(index, asked, index.search(asked, PASSAGES, "words"))
     given = [one.best if one.score >= least else "" for one in found]
     made = answered(test, given)
     pairs = list(zip(given, test, strict=True))
@@ -202,12 +210,12 @@ def knowledge(find: Callable[[Index, list[str]], list[Found]]) -> Scores:
 def knowledge_bm25(seed: int) -> Scores:
     reader = lexical_reader("knowledge")
 
-    def find(index: Index, asked: list[str]) -> list[Found]:
+    def find(index: Index, asked: list[str], hits: list[list[Hit]]) -> list[Found]:
         found = []
-        for question, hits in zip(asked, index.search(asked, PASSAGES, "words"), strict=True):
-            read = [(*reader.answer(question, hit.text), hit.document.id) for hit in hits] or [("", 0.0, "")]
+        for question, own in zip(asked, hits, strict=True):
+            read = [(*reader.answer(question, hit.text), hit.document.id) for hit in own] or [("", 0.0, "")]
             best = max(read, key=lambda one: one[1])
-            found.append(Found(question, best[0], best[1], best[0], best[2], None, None, hits))
+            found.append(Found(question, best[0], best[1], best[0], best[2], None, None, own))
         return found
 
     return knowledge(find)
@@ -215,7 +223,7 @@ def knowledge_bm25(seed: int) -> Scores:
 
 def knowledge_zenspeed(seed: int) -> Scores:
     reader = open_reader(trained("knowledge", "knowledge", seed))
-    return knowledge(lambda index, asked: answer(index, asked, reader, k=PASSAGES, refuse_below=0.0))
+    return knowledge(lambda index, asked, hits: answer(index, asked, reader, hits=hits, refuse_below=0.0))
 
 
 # Search ---------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from zenspeed.config import InputError, load
 from zenspeed.evaluate.interval import Figure
 from zenspeed.models.hf import to_huggingface
 from zenspeed.recipe import Recipe
-from zenspeed.retrieve.answer import Found, answer, calibrate, judge
+from zenspeed.retrieve.answer import Found, answer, calibrate, hits_without_answer, judge
 from zenspeed.retrieve.bm25 import BM25, words_of
 from zenspeed.retrieve.documents import Document, cut, read_documents
 from zenspeed.retrieve.embed import Reader, open_embedder, open_reader
@@ -186,13 +186,36 @@ def test_calibration_takes_the_best_threshold() -> None:
     # Right answers score high, wrong ones and those of questions without an answer low.
     answers = [found(0.9, "a"), found(0.8, "a"), found(0.5, "b"), found(0.4, "x"), found(0.4, "x"), found(0.1, "x")]
     references = [["a"], ["a"], ["c"], [], [], []]
-    least = calibrate(answers, references)
+    least = calibrate(answers, references).refuse_below
     given = [one.score >= least for one in answers]
     assert given[:2] == [True, True] and not any(given[3:])
-    assert calibrate(answers[:2], [["a"], ["a"]]) <= 0.0  # nothing speaks for refusing
-    assert calibrate(answers[3:], references[3:]) > 0.4  # nothing speaks for answering
+    assert calibrate(answers[:2], [["a"], ["a"]]).refuse_below <= 0.0  # nothing speaks for refusing
+    assert calibrate(answers[3:], references[3:]).refuse_below > 0.4  # nothing speaks for answering
     with pytest.raises(InputError, match="no questions"):
         calibrate([], [])
+
+
+def test_calibration_weighs_refusals_as_answers_however_few() -> None:
+    # Nine right answers, one of them below the score of the one question without an answer.
+    answers = [found(0.9, "a")] * 8 + [found(0.2, "a"), found(0.4, "x")]
+    chosen = calibrate(answers, [["a"]] * 9 + [[]])
+    assert 0.4 < chosen.refuse_below < 0.9 and chosen.refused == 1 and chosen.f1 == chosen.answered == pytest.approx(8 / 9)
+    all_of_it = calibrate(answers, [["a"]] * 9 + [[]], keep=1.0)
+    assert all_of_it.refuse_below <= 0.2 and (all_of_it.f1, all_of_it.refused) == (1, 0)
+    assert calibrate(answers, [["a"]] * 9 + [[]], keep=0.8).refused == 1
+    with pytest.raises(InputError, match="keep 95 is no share; give 0 to 1"):
+        calibrate(answers, [["a"]] * 9 + [[]], keep=95)
+
+
+def test_questions_are_asked_again_without_what_answers_them(index: Index) -> None:
+    questions, hit = [TEXTS[0], TEXTS[1], "film"], index.search(["film"], 1)[0]
+    without = hits_without_answer(index, questions, [["answer 0"], ["answer 1"], []], ["0", None, None], k=3, how="vectors")
+    assert [{h.document.id for h in hits} for hits in without] == [{"1", "2", "3"}, {"0", "2", "3"}, set()]
+    # What is asked again has no answer, but where it found nothing, or the answer all the same.
+    again = [found(0.6, "x", hit), found(0.0, ""), found(0.7, "a", hit)]
+    chosen = calibrate([found(0.8, "a"), found(0.7, "a"), found(0.9, "a")], [["a"]] * 3, again)
+    assert (chosen.with_answer, chosen.without_answer) == (3, 1) and 0.6 < chosen.refuse_below < 0.7
+    assert calibrate([found(0.8, "a")] * 3, [["a"]] * 3).refuse_below <= 0
 
 
 def test_figures_of_answers(index: Index) -> None:

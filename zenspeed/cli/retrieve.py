@@ -11,7 +11,7 @@ from zenspeed.cli.app import app, write_json
 from zenspeed.errors import InputError
 
 if TYPE_CHECKING:
-    from zenspeed.retrieve.answer import Found
+    from zenspeed.retrieve.answer import Found, Threshold
     from zenspeed.retrieve.index import How, Index
 
 IndexFolder = Annotated[Path, typer.Argument(help="An index's folder.", show_default=False)]
@@ -21,6 +21,7 @@ Model = Annotated[
 ]
 HowOption = Annotated[str | None, typer.Option(help="words (BM25), vectors or both; default: both, where there are vectors.")]
 JsonPath = Annotated[Path | None, typer.Option("--json", help="Writes what was found to this file.")]
+_SHARES = (1.0, 0.95, 0.9, 0.8)  # of F1 without refusing, for which the threshold is shown beside the one chosen
 _WIDTH = 160  # characters of a passage in the terminal
 
 
@@ -85,6 +86,12 @@ def answer(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="With --questions: chooses refuse_below by them and keeps it in the index.")
     ] = False,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            help="With --calibrate: refuses as much as leaves this share of F1, such as 0.95; default: both weigh alike."
+        ),
+    ] = None,
     json_path: JsonPath = None,
 ) -> None:
     """The answer to a question out of an index, or "not found"."""
@@ -92,7 +99,10 @@ def answer(
         raise InputError("answer: give a question, or --questions FILE; one of them")
     if calibrate and questions is None:
         raise InputError("--calibrate: needs --questions FILE, with and without answers")
+    if keep is not None and not calibrate:
+        raise InputError("--keep: says how --calibrate chooses; give --calibrate too")
     from zenspeed.retrieve.answer import answer as find
+    from zenspeed.retrieve.answer import hits_without_answer
     from zenspeed.retrieve.embed import open_reader
 
     opened = _open(folder, run, how)
@@ -107,7 +117,10 @@ def answer(
     asked = [row["question"] for row in rows]
     found_all = find(opened, asked, read, k=k, how=_how(how), refuse_below=refuse_below)
     if calibrate:
-        found_all = _calibrated(folder, opened, found_all, rows)
+        known = [row["references"] for row in rows], [row["document"] for row in rows]
+        hits = hits_without_answer(opened, asked, *known, k, _how(how))
+        without = find(opened, asked, read, hits=hits, refuse_below=refuse_below)
+        found_all = _calibrated(folder, opened, found_all, without, known[0], keep)
     _show_figures(found_all, rows, json_path)
 
 
@@ -137,14 +150,28 @@ def _questions(source: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _calibrated(folder: Path, opened: Index, found: list[Found], rows: list[dict[str, Any]]) -> list[Found]:
+def _calibrated(
+    folder: Path, opened: Index, found: list[Found], without: list[Found], references: list[list[str]], keep: float | None
+) -> list[Found]:
+    """The answers at the threshold that is chosen, kept and shown beside others."""
     from zenspeed.retrieve.answer import calibrate
 
-    least = calibrate(found, [row["references"] for row in rows])
-    opened.settings["refuse_below"] = least
+    chosen = calibrate(found, references, without, keep=keep)
+    opened.settings["refuse_below"] = chosen.refuse_below
     opened.save_settings(folder)
-    print(f"refuse_below {least:.4f}, kept in {folder}; figures on the same questions are too good, take others to judge")
-    return [one._replace(answer=one.best if one.score >= least else "") for one in found]
+    others = [calibrate(found, references, without, keep=share) for share in _SHARES]
+    print(f"{chosen.with_answer} questions with an answer, {chosen.without_answer} without: those asked again among them")
+    print("refuse_below  answered  f1     refused rightly")
+    for one in sorted({*others, chosen}, key=lambda one: one.refuse_below):
+        print(_line_of(one) + ("  chosen" if one == chosen else ""))
+    print(
+        f"refuse_below {chosen.refuse_below:.4f}, kept in {folder}; figures on the same questions are too good, judge by others"
+    )
+    return [one._replace(answer=one.best if one.score >= chosen.refuse_below else "") for one in found]
+
+
+def _line_of(one: Threshold) -> str:
+    return f"{one.refuse_below:<12.4f}  {one.answered:<8.3f}  {one.f1:.3f}  {one.refused:.3f}"
 
 
 def _show_figures(found: list[Found], rows: list[dict[str, Any]], json_path: Path | None) -> None:

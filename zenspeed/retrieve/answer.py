@@ -2,7 +2,8 @@
 
 With a reader (a run of task `span_qa`) the answer is a span of a passage, with its place in the document. Without one the
 documents are questions with a column `answer`, and the answer is that of the nearest question. Either way an answer whose score
-is below a threshold is not given; `calibrate` chooses it on questions whose answers are known, some of which have none.
+is below a threshold is not given; `calibrate` chooses it on questions whose answers are known. As a rule few of them have no
+answer, so each is asked twice: of all passages, and of those that do not hold its answer (`hits_without_answer`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from zenspeed.evaluate.ranking import ranking_figures
 from zenspeed.retrieve.embed import Reader
 from zenspeed.retrieve.index import Hit, How, Index
 from zenspeed.tasks.base import place_of
+
+_HOLD_ANSWER = 100  # passages that may hold an answer and be left out, of documents that are not known to hold it
 
 
 class Found(NamedTuple):
@@ -55,18 +58,19 @@ def answer(
     k: int = 5,
     how: How | None = None,
     refuse_below: float | None = None,
+    hits: list[list[Hit]] | None = None,
 ) -> list[Found]:
     """The answers to questions, in their order.
 
     Args:
-        k: passages that are read. how: as of `Index.search`.
+        k: passages that are read. how: as of `Index.search`. hits: passages of each question to read in the place of a search.
         refuse_below: score; default: that of the index, and where it has none, 0 (a reader refuses by itself where "no answer"
             is likelier than its best).
 
     Raises:
         InputError: without a reader, if the documents have no column `answer`.
     """
-    hits = index.search(questions, k, how)
+    hits = index.search(questions, k, how) if hits is None else hits
     found = _read(questions, hits, reader) if reader else _stored(questions, hits)
     least = refuse_below if refuse_below is not None else index.refuse_below
     return [one._replace(answer=one.best if _is_given(one, least, reader) else "") for one in found]
@@ -110,28 +114,99 @@ def _stored(questions: Sequence[str], hits: list[list[Hit]]) -> list[Found]:
     return found
 
 
-def calibrate(found: Sequence[Found], references: Sequence[Sequence[str]]) -> float:
-    """The `refuse_below` with the highest mean F1, where refusing a question without an answer counts 1.
+def hits_without_answer(
+    index: Index,
+    questions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    documents: Sequence[str | None] | None = None,
+    k: int = 5,
+    how: How | None = None,
+) -> list[list[Hit]]:
+    """The `k` best passages of each question when those that hold its answer are left out; none where it has no answer.
+
+    Args: as of `judge`; where a document is known, all its passages are left out, which may say the answer in other words.
+    """
+    largest = int(np.bincount(index.passages.document).max())
+    found = index.search(questions, k + max(largest, _HOLD_ANSWER), how)
+    wanted = documents or [None] * len(questions)
+    return [
+        [hit for hit in own if not _holds(hit, accepted, document)][:k] if accepted else []
+        for own, accepted, document in zip(found, references, wanted, strict=True)
+    ]
+
+
+class Threshold(NamedTuple):
+    """A score below which no answer is given, and what came of it on the questions it was chosen on."""
+
+    refuse_below: float
+    answered: float
+    """Share of the questions with an answer to which one is given, right or wrong."""
+    f1: float
+    """Mean F1 over the questions with an answer; a refusal is 0."""
+    refused: float
+    """Share of the questions without an answer to which none is given."""
+    with_answer: int
+    without_answer: int
+    """Questions of either kind."""
+
+
+def calibrate(
+    found: Sequence[Found],
+    references: Sequence[Sequence[str]],
+    without: Sequence[Found] = (),
+    *,
+    keep: float | None = None,
+) -> Threshold:
+    """The `refuse_below` at which F1 over questions with an answer plus the share refused of those without one is highest.
+
+    Both kinds weigh the same, however many there are of each: how many will have no answer in use is not known here.
+
+    Args:
+        without: the same questions, read in `hits_without_answer`. Left aside is what found no passage then, and what still
+            gave the right answer, which so stands elsewhere too.
+        keep: instead, the highest threshold that still gives this share of the F1 that is had without refusing.
 
     Raises:
-        InputError: no questions.
+        InputError: no questions, `keep` is not within 0 … 1.
     """
     if not found:
         raise InputError("calibrate: no questions; give some, with and without an answer")
-    scores = np.array([one.score for one in found])
-    given = answer_scores(references, [one.best for one in found])[1]
-    refused = np.array([float(not accepted) for accepted in references])
+    if keep is not None and not 0 <= keep <= 1:
+        raise InputError(f"calibrate: keep {keep} is no share; give 0 to 1, such as 0.95")
+    asked = [(one, accepted) for one, accepted in zip(found, references, strict=True)]
+    if without:
+        exact = answer_scores(references, [one.best for one in without])[0]
+        again = zip(without, references, exact, strict=True)
+        asked += [(one, []) for one, accepted, right in again if accepted and one.hits and not right]
+    curve = _curve(asked)
+    if keep is None:
+        chosen = max(curve, key=lambda one: (one.f1 + one.refused, -one.refuse_below))
+    else:
+        chosen = max((one for one in curve if one.f1 >= keep * curve[-1].f1 - 1e-9), key=lambda one: one.refuse_below)
+    return chosen
+
+
+def _curve(asked: Sequence[tuple[Found, Sequence[str]]]) -> list[Threshold]:
+    """What comes of every threshold that tells two questions apart, from nothing answered to everything."""
+    scores = np.array([one.score for one, _ in asked])
     order = np.argsort(-scores, kind="stable")
-    # Of the best-scored i answers given and the rest refused, for each i.
-    totals = (
-        np.concatenate([[0.0], np.cumsum(given[order])]) + refused.sum() - np.concatenate([[0.0], np.cumsum(refused[order])])
-    )
-    edges = np.concatenate([[np.inf], scores[order]])
-    possible = np.append(edges[:-1] > edges[1:], True)  # equal scores are given together
-    best = int(np.flatnonzero(possible & (totals == totals[possible].max()))[-1])
-    if best == len(scores):  # nothing speaks for refusing anything
-        return float(min(edges[best], 0.0))
-    return float((edges[best] + edges[best + 1]) / 2) if best else float(np.nextafter(edges[1], np.inf))
+    scores, has = scores[order], np.array([bool(accepted) for _, accepted in asked])[order]
+    f1 = answer_scores([accepted for _, accepted in asked], [one.best for one, _ in asked])[1][order]
+    number, none = int(has.sum()), int((~has).sum())
+
+    def share_given(values: np.ndarray, of: int) -> np.ndarray:
+        """(questions + 1,): of the best-scored i given and the rest refused, for each i."""
+        return np.concatenate([[0.0], np.cumsum(values)]) / max(of, 1)
+
+    answered, right, wrong = share_given(has, number), share_given(f1 * has, number), share_given(~has, none)
+    below = np.concatenate([scores, [min(scores[-1], 0.0)]])  # i given: the first that is refused
+    above = np.concatenate([[np.nextafter(scores[0], np.inf)], scores])
+    edges = (above + below) / 2
+    edges[0], edges[-1] = above[0], below[-1]
+    possible = [i for i in range(len(edges)) if i in (0, len(scores)) or scores[i - 1] > scores[i]]  # equal ones go together
+    return [
+        Threshold(float(edges[i]), float(answered[i]), float(right[i]), float(1 - wrong[i]), number, none) for i in possible
+    ]
 
 
 def judge(
@@ -156,7 +231,14 @@ def judge(
 
 def _rank(one: Found, accepted: Sequence[str], document: str | None) -> float:
     for rank, hit in enumerate(one.hits, 1):
-        here = hit.text + str(hit.document.fields.get("answer", ""))
-        if hit.document.id == document if document is not None else any(text in here for text in accepted):
+        if _holds(hit, accepted, document):
             return float(rank)
     return np.inf
+
+
+def _holds(hit: Hit, accepted: Sequence[str], document: str | None) -> bool:
+    """Whether an answer stands in a passage: whether it is of its document, where that is known."""
+    if document is not None:
+        return hit.document.id == document
+    here = hit.text + str(hit.document.fields.get("answer", ""))
+    return any(text in here for text in accepted)
