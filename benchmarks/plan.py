@@ -67,7 +67,10 @@ def mpt(row: tuple[str, int, int, int, int, bool, int]) -> Estimate:
     model, context, gpus, micro, accumulation, again, _ = row
     layers, width, heads = MPT[model]
     config = ModelConfig(preset="gpt2", layers=layers, width=width, heads=heads, context=context, bias=False, position="alibi")
-    layout = Layout(data=gpus, zero=3, micro_batch=micro, accumulation=accumulation, recompute="full" if again else "none")
+    layout = Layout(
+        data=gpus, zero=3, micro_batch=micro, accumulation=accumulation, recompute="full" if again else "none",
+        attention="triton",  # submit_benchmarks.py beside the table: --attn_impl, of which sweep.sh leaves the default
+    )  # fmt: skip
     return estimate(Shape(config, 50_368), layout, Cluster("MPT", ACCELERATORS["H100"], gpus))
 
 

@@ -60,6 +60,24 @@ def test_megatron_rows(row: tuple[float, ...]) -> None:
     assert rate == pytest.approx(row[-1], rel=0.1)
 
 
+LONG = [row for row in published.MPT_ROWS if row[1] >= 8192 and row[3] > 1]  # of one sequence a step: see docs/planning.md
+
+
+@pytest.mark.parametrize("row", LONG, ids=lambda row: f"{row[0]}-{row[1]}")
+def test_long_contexts_with_the_kernel_that_was_used(row: tuple[str, int, int, int, int, bool, int]) -> None:
+    assert published.mpt(row).tokens_per_second / row[2] == pytest.approx(row[-1], rel=0.1)
+
+
+def test_attention_kernels_are_as_fast_as_their_papers_say() -> None:
+    long = Shape(ModelConfig.model_validate({"preset": "llama", "context": 32_768, **published.LLAMA["8B"]}), 128_256)
+    seconds = {
+        kernel: estimate(long, Layout(data=8, zero=3, attention=kernel), cluster_of("8xH100")).time.attention  # type: ignore[arg-type]
+        for kernel in ("flash", "triton", "flash2", "flash3")
+    }
+    assert seconds["flash"] > seconds["triton"] > seconds["flash2"] > seconds["flash3"]
+    assert 1.3 < seconds["triton"] / seconds["flash2"] < 2.5 and 1.5 < seconds["flash2"] / seconds["flash3"] < 2
+
+
 @pytest.mark.parametrize("preset", ["gpt", "gpt2", "llama", "qwen", "rezero", "bert"])
 def test_weights_and_operations_are_the_models_own(preset: str) -> None:
     config = ModelConfig.model_validate({"preset": preset, "layers": 3, "width": 64, "heads": 4, "context": 32})
@@ -145,6 +163,8 @@ def test_layouts_are_those_the_engine_runs() -> None:
         (["--on", "8xH100", "--layout", "tensr=8"], ["tensr", "tensor"]),
         (["--on", "8xH100", "--layout", "tensor=4"], ["= 4", "8"]),
         (["--on", "8xH100", "--layout", "tensor=eight"], ["eight", "tensor=2"]),
+        (["--on", "8xH100", "--layout", "attention=flsh"], ["attention=flsh", "triton", "or flash3"]),
+        (["--on", "8xH100", "--layout", "precision=int4"], ["precision=int4", "bf16"]),
         (["--on", "8xH100", "--layout", "tensor=8"], ["tensor=8", "4 heads"]),
         (["--on", "8xH100", "--set", "model.preset=t5"], ["encoder_decoder"]),
         (["--on", "8xH100", "--ranks", "2"], ["--ranks 2"]),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from zenspeed.config import InputError, nearest
 from zenspeed.plan.estimate import Estimate, Memory, Time, estimate, zero_bytes
-from zenspeed.plan.hardware import Accelerator, Cluster
-from zenspeed.plan.layout import Layout
+from zenspeed.plan.hardware import Accelerator, Cluster, Precision
+from zenspeed.plan.layout import Kernel, Layout, Recompute
 from zenspeed.plan.work import Shape
 from zenspeed.recipe import Recipe
 
@@ -97,8 +97,13 @@ def layout_from(pairs: list[str], recipe: Recipe, cluster: Cluster) -> Layout:
             raise InputError(f"--layout {pair}: {text!r} is no whole number; write {name}=2") from None
         if isinstance(values[name], int) and values[name] < 0:
             raise InputError(f"--layout {pair}: is below 0; write {name}=1")
-    if values.get("recompute", "none") not in ("none", "selective", "full"):
-        raise InputError(f"--layout recompute={values['recompute']}: write none, selective or full")
+    for name, known in {
+        "recompute": get_args(Recompute),
+        "attention": get_args(Kernel),
+        "precision": get_args(Precision),
+    }.items():
+        if values.get(name, known[0]) not in known:
+            raise InputError(f"--layout {name}={values[name]}: write {', '.join(known[:-1])} or {known[-1]}")
     layout = Layout(**values)
     if layout.ranks != cluster.devices:
         axes = f"{layout.data} × {layout.tensor} × {layout.pipeline} × {layout.context}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from zenspeed.plan.hardware import Cluster
-from zenspeed.plan.layout import Layout
+from zenspeed.plan.layout import Kernel, Layout
 from zenspeed.plan.work import Product, Shape
 
 
@@ -21,7 +21,7 @@ class Rates(NamedTuple):
     products: float = 0.80
     """Of the best product's rate, over products of all shapes at the clock of a hot device."""
     attention: float = 0.52
-    """Of the same, in the fused attention kernel, forward; backward is 0.8 of it and does 2.5 times the work."""
+    """Of the same, in FlashAttention-2, forward; backward is 0.8 of it and does 2.5 times the work."""
     eight_bits: float = 0.95
     """Of that rate, in fp8."""
     bandwidth: float = 0.80
@@ -36,6 +36,14 @@ class Rates(NamedTuple):
     """Of tensor-parallel messages, where they are overlapped."""
     fragmentation: float = 0.06
     """Of memory in use that the allocator cannot give out."""
+
+
+KERNELS: dict[Kernel, tuple[float, float]] = {
+    "flash": (1 / 2.26, 1 / 2.26), "triton": (1 / 1.80, 1 / 1.80), "flash2": (1.0, 1.0), "flash3": (1.73, 1.62),
+}  # fmt: skip
+"""Speed of attention's kernels, forward and backward, in FlashAttention-2's. The papers give ranges, of which these are the
+geometric middles: 1.7 to 3.0 times FlashAttention's and 1.3 to 2.5 times the one in Triton (Dao 2307.08691, section 4.1);
+FlashAttention-3 is 1.5 to 2.0 times as fast forward and 1.5 to 1.75 backward (Shah et al. 2407.08608)."""
 
 
 class Memory(NamedTuple):
@@ -143,15 +151,16 @@ def time_of(shape: Shape, layout: Layout, cluster: Cluster, rates: Rates, *, fus
 
     plain = sum(seconds(p) for p in products if not p.attention)
     attention = sum(seconds(p) for p in products if p.attention)
+    forward, backward = KERNELS[layout.attention] if fused else (1.0, 1.0)
     traffic = shape.block_traffic(tokens, layout, fused=fused) / (device.bandwidth * rates.bandwidth)
     head = Product(tokens, shape.width, shape.vocab / layout.tensor)
     head_traffic = tokens * shape.vocab / layout.tensor * (14 if layout.compiled else 26) / (device.bandwidth * rates.bandwidth)
     head_time = 3 * head.flops / (half * device.achievable * rates.products) + head_traffic
-    again = {"none": 0.0, "selective": 0.45 * plain + traffic, "full": plain + attention + traffic}[layout.recompute]
+    again = {"none": 0.0, "selective": 0.45 * plain + traffic, "full": plain + attention / forward + traffic}[layout.recompute]
     tensor = _tensor_seconds(shape, tokens, layout, cluster, rates)
     # Forward once, backward twice (attention 2.5 / 0.8), elementwise twice more.
     passes = 3 if layout.recompute == "full" else 2  # of messages: forward, backward, and forward again
-    block = [3 * plain, attention * (1 + 2.5 / 0.8 if fused else 3), 3 * traffic, again, tensor * passes]
+    block = [3 * plain, attention * (1 / forward + 2.5 / 0.8 / backward if fused else 3), 3 * traffic, again, tensor * passes]
     # Small kernels end sooner than the next one can be started.
     block[2] += max(0.0, 3 * rates.launch * (14 if layout.compiled else 30) - sum(block))
     count = layout.accumulation

@@ -8,6 +8,7 @@ from zenspeed.config import InputError
 from zenspeed.plan.hardware import Precision
 
 Recompute = Literal["none", "selective", "full"]
+Kernel = Literal["flash", "triton", "flash2", "flash3"]
 
 
 class Layout(NamedTuple):
@@ -28,6 +29,9 @@ class Layout(NamedTuple):
     accumulation: int = 1
     recompute: Recompute = "none"
     compiled: bool = False
+    attention: Kernel = "flash2"
+    """The fused attention kernel: FlashAttention, the same in Triton (as models with ALiBi had in 2023), FlashAttention-2 (what
+    PyTorch calls), FlashAttention-3."""
     interleave: int = 1
     """Stages of the pipeline on each of its ranks."""
     precision: Precision = "bf16"
