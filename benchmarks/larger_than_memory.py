@@ -3,6 +3,7 @@
     python benchmarks/larger_than_memory.py                                    # 8 GB of text in 2 GiB
     python benchmarks/larger_than_memory.py --gigabytes 3 --duplicates near    # the same, near copies left out
     python benchmarks/larger_than_memory.py --rows --gigabytes 4               # a table of text and label, two steps trained
+    python benchmarks/larger_than_memory.py --evaluate --gigabytes 0.5 --limit-mib 1024   # a small model answers such a table
 
 The text is lines of the standard library's source, drawn anew for every document, so that nothing that was met before helps
 much; every fiftieth document is a copy of a late one. The limit is a memory cgroup of the system (v1 or v2), which needs root:
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--limit-mib", type=int, default=2048)
     parser.add_argument("--duplicates", choices=["keep", "exact", "near"], default="keep")
     parser.add_argument("--rows", action="store_true", help="a table of text and label instead of plain text")
+    parser.add_argument("--evaluate", action="store_true", help="a model trained on the first rows answers all of them")
     parser.add_argument("--scale", type=float, default=1.0, help="of what is held at once, for a test with less text")
     parser.add_argument("--tokenizer", choices=["bpe", "char"], default="bpe")
     parser.add_argument("--folder", type=Path, help="where the corpus is written, and deleted again")
@@ -77,7 +79,7 @@ def main() -> None:
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Writes the corpus into `folder` and uses it with as much memory as the limit says."""
     size, limit = int(options.gigabytes * 1e9), options.limit_mib << 20
-    rows, duplicates = options.rows, options.duplicates
+    rows, duplicates = options.rows or options.evaluate, options.duplicates
     corpus = folder / ("corpus.csv" if rows else "corpus.txt")
     began = time.perf_counter()
     documents = write_corpus(corpus, size, rows)
@@ -91,13 +93,19 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     sets += [f"run.folder={folder / 'run'}"] if rows else []
     program = ["-m", "zenspeed"] if options.scale == 1.0 else ["-c", SCALED, str(options.scale)]
     command = [sys.executable, *program, *verb, *(part for s in sets for part in ("--set", s))]
+    if options.evaluate:
+        few = write_corpus(small := folder / "small.csv", 1_000_000, rows)
+        subprocess.run([str(small) if part == str(corpus) else part for part in command], check=True, capture_output=True)
+        print(f"trained on {few} rows", flush=True)
+        command = [sys.executable, *program, "evaluate", str(folder / "run"), "--data", str(corpus)]
     with MemoryLimit(limit, {} if options.scale == 1.0 else GIVE_BACK) as group:
         began = time.perf_counter()
         done = group.run(command)
         seconds = time.perf_counter() - began
         memory = group.figures()
+    kind = "evaluation" if options.evaluate else "rows" if rows else "text"
     return {
-        "kind": "rows" if rows else "text", "duplicates": duplicates, "gigabytes": corpus.stat().st_size / 1e9,
+        "kind": kind, "duplicates": duplicates, "gigabytes": corpus.stat().st_size / 1e9,
         "documents": documents, "limit_mib": limit >> 20, **memory, "seconds": round(seconds, 1),
         "megabytes_per_second": round(corpus.stat().st_size / 1e6 / seconds, 1), "returncode": done.returncode,
         "said": (done.stdout + done.stderr).strip().splitlines()[-6:],

@@ -121,7 +121,7 @@ def summarize(name: str, options: Options) -> None:
     ours, test = [read(r / "predictions.jsonl") for r in runs], read(folder / "test.jsonl")
     lead = [re.split(r"(?<=[.!?])\s", row["text"], maxsplit=1)[0] for row in test]
     systems = {"zenspeed": [[r["prediction"] for r in rows] for rows in ours], "lead-1": [lead]}
-    kept = [length_figures([r["asked_words"] for r in rows], [r["prediction"] for r in rows]) for rows in ours]
+    kept = [length_figures((r["asked_words"], r["prediction"]) for r in rows) for rows in ours]
     more = {key: [getattr(figures[key], "value", None) for figures in kept] for key in ("length_error", "length_kept")}
     texts(name, "rougeL", [row["target"] for row in test], systems, options, name, more)
 

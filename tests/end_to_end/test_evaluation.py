@@ -20,7 +20,7 @@ from zenspeed.evaluate.score import Options
 from zenspeed.models.hf import to_huggingface
 from zenspeed.recipe import Recipe
 from zenspeed.run import open_run
-from zenspeed.tasks import evaluate as tasks_evaluate
+from zenspeed.tasks import rows as tasks_rows
 from zenspeed.tasks.base import Place
 from zenspeed.tasks.classification import ClassificationTask
 from zenspeed.tasks.evaluate import Asked, evaluate_folder
@@ -147,7 +147,7 @@ def test_rows_are_answered_a_block_at_a_time(inside: Path, monkeypatch: pytest.M
         return predict(task, model, rows, place)
 
     monkeypatch.setattr(ClassificationTask, "predict", watched)
-    monkeypatch.setattr(tasks_evaluate, "BLOCK_ROWS", 47)
+    monkeypatch.setattr(tasks_rows, "BLOCK_ROWS", 47)
     blocks = evaluate_folder(Path("out"), asked._replace(predictions=Path("blocks.jsonl")))
     assert max(sizes) == 47 and sum(sizes) == 600
     for a, b in zip(whole["figures"], blocks["figures"], strict=True):

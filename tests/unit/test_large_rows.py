@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from zenspeed.data import on_disk
 from zenspeed.data.on_disk import RowsOnDisk, kept_rows
 from zenspeed.recipe import Recipe
 from zenspeed.tasks import rows as rows_module
+from zenspeed.tasks.base import Place
 from zenspeed.tasks.open import open_task
 from zenspeed.tasks.rows import RowTask
 
@@ -88,6 +90,35 @@ def test_training_sees_the_same(name: str, table: Path, monkeypatch: pytest.Monk
         assert a.targets.equal(b.targets) and a.inputs.keys() == b.inputs.keys()
         assert all(torch.as_tensor(a.inputs[key]).equal(torch.as_tensor(b.inputs[key])) for key in a.inputs)
     assert not [path for path in (table.parent / "cache").rglob("*") if path.is_file()], "the files have no names"
+
+
+@pytest.mark.parametrize("name", ["classification", "windows", "masked_lm", "span_qa", "similarity", "seq2seq", "chat"])
+def test_many_rows_are_judged_as_few(name: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures and the answers of a large test set, of which no more than a block is held where rows stand apart."""
+    sizes: list[int] = []
+
+    def judged(folder: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        folder.mkdir()
+        task = opened(table, [*TASKS[name], f"data.test={table}", "decode.max_tokens=4", "decode.beams=2"])
+        model, place, predict = task.build_model(1), Place(nullcontext()), task.predict
+        if type(task).predict is not RowTask.predict:
+            monkeypatch.setattr(type(task), "predict", lambda task, *a: sizes.append(len(a[1])) or predict(*a))
+        figures = task.finish(model, place, folder, lambda line: None) | task.evaluate(model, place)
+        monkeypatch.undo()
+        path = folder / "predictions.jsonl"
+        answers = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        assert [path.name for path in folder.iterdir()] == ["predictions.jsonl"] * bool(answers)
+        return {key: figure.value for key, figure in figures.items()}, answers
+
+    few, said = judged(tmp_path / "few")
+    assert max(sizes, default=0) in (0, 200)
+    sizes.clear()
+    monkeypatch.setattr(on_disk, "HELD_CHARACTERS", 1000)
+    monkeypatch.setattr(rows_module, "BLOCK_CHARACTERS", 2000)
+    many, again = judged(tmp_path / "many")
+    assert many == pytest.approx(few, rel=1e-5) and len(said) == len(again) == (0 if name == "masked_lm" else 200)
+    assert [a["prediction"] for a in again] == [pytest.approx(a["prediction"], abs=1e-5) for a in said]
+    assert max(sizes, default=0) <= (200 if name == "similarity" else 20)
 
 
 def test_a_row_that_cannot_be_used_is_named_by_its_number(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:

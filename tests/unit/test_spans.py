@@ -48,7 +48,7 @@ def oracle(task: SpanTask, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     none = (targets[:, 1] == 0).astype(np.float64)
     best = np.where(none == 1, -30.0, -0.01)
     read = np.column_stack([np.zeros(len(none)), best, np.where(none == 1, -0.01, -30.0), targets[:, :2] - targets[:, 2:3]])
-    return task._answers(rows, task._spans(examples, read))
+    return list(task._answers(rows, task._spans(examples, read)))
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "word", "char"])
@@ -181,6 +181,6 @@ def test_answers_are_scored_as_squad_does() -> None:
     exact, f1 = answer_scores(references, ["the eiffel tower!", "北京", "", "something", "{"])
     assert exact.tolist() == [1, 0, 1, 0, 1]
     assert f1.tolist() == pytest.approx([1, 2 / 3, 1, 0, 1])
-    figures = answer_figures(references, ["", "北京", "", "something", "{"])
+    figures = answer_figures(zip(references, ["", "北京", "", "something", "{"], strict=True))
     values = {name: figure.value for name, figure in figures.items() if isinstance(figure, Figure)}
     assert values["refused_rightly"] == 0.5 and values["refused_wrongly"] == pytest.approx(1 / 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -15,15 +15,19 @@ def answer_scores(references: Sequence[Sequence[str]], predictions: Sequence[str
 
     No references: the question has no answer, and only an empty prediction is right (Rajpurkar et al. 1806.03822).
     """
-    exact, f1 = np.zeros(len(predictions)), np.zeros(len(predictions))
-    for i, (accepted, prediction) in enumerate(zip(references, predictions, strict=True)):
-        said = answer_tokens(prediction)
-        if not accepted:
-            exact[i] = f1[i] = float(not prediction.strip())
-        elif prediction.strip():
-            found = [_agree(text, prediction, said) for text in accepted]
-            exact[i], f1[i] = max(e for e, _ in found), max(f for _, f in found)
-    return exact, f1
+    pairs = zip(references, predictions, strict=True)
+    scores = np.fromiter((_score(*pair) for pair in pairs), np.dtype((np.float64, 2)))
+    return scores[:, 0], scores[:, 1]
+
+
+def _score(accepted: Sequence[str], prediction: str) -> tuple[float, float]:
+    if not accepted:
+        return (float(not prediction.strip()),) * 2
+    if not prediction.strip():
+        return 0.0, 0.0
+    said = answer_tokens(prediction)
+    found = [_agree(text, prediction, said) for text in accepted]
+    return max(e for e, _ in found), max(f for _, f in found)
 
 
 def _agree(reference: str, prediction: str, said: list[str]) -> tuple[float, float]:
@@ -34,22 +38,25 @@ def _agree(reference: str, prediction: str, said: list[str]) -> tuple[float, flo
     return float(wanted == said), token_f1(wanted, said)
 
 
-def answer_figures(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, Figure | Undefined]:
-    """Exact match and F1 over all questions; refusals of questions without an answer (right) and with one (wrong)."""
-    exact, f1 = answer_scores(references, predictions)
-    n, refused = len(predictions), [not prediction.strip() for prediction in predictions]
-    without = [r for r, accepted in zip(refused, references, strict=True) if not accepted]
+def answer_figures(answers: Iterable[tuple[Sequence[str], str]]) -> dict[str, Figure | Undefined]:
+    """Exact match and F1 over all questions; refusals of questions without an answer (right) and with one (wrong).
+
+    answers: the references of each question, none where it has no answer, and what was said.
+    """
+    found = ((*_score(accepted, said), not said.strip(), not accepted) for accepted, said in answers)
+    exact, f1, refused, unanswerable = np.fromiter(found, np.dtype((np.float64, 4))).T
+    n, without = len(exact), refused[unanswerable > 0]
     figures: dict[str, Figure | Undefined] = {
         "exact_match": wilson(int(exact.sum()), n, "share of answers equal to a reference, normalised"),
         "token_f1": ratio_interval(f1, np.ones(n), "mean of F1 between tokens of the answer and its best reference")
         if n
         else Undefined(0, "mean of F1 between tokens of the answer and its best reference", "no questions"),
     }
-    if without:
+    if len(without):
         figures["refused_rightly"] = wilson(
-            sum(without), len(without), "share of questions without an answer to which none is given"
+            int(without.sum()), len(without), "share of questions without an answer to which none is given"
         )
         figures["refused_wrongly"] = wilson(
-            sum(refused) - sum(without), n - len(without), "share of questions with an answer to which none is given"
+            int(refused.sum() - without.sum()), n - len(without), "share of questions with an answer to which none is given"
         )
     return figures

@@ -209,9 +209,9 @@ def num_words(text: str) -> int:
     return len(_WORDS.findall(text))
 
 
-def length_figures(asked: Sequence[int], predictions: Sequence[str]) -> Figures:
-    """How well lengths in words that were asked for were kept."""
-    errors = np.array([abs(num_words(p) - n) / n for n, p in zip(asked, predictions, strict=True)])
+def length_figures(answers: Iterable[tuple[int, str]]) -> Figures:
+    """How well lengths in words were kept, of pairs of what was asked for and the text."""
+    errors = np.array([abs(num_words(text) - asked) / asked for asked, text in answers])
     meaning = "mean over rows of |words − words asked for| / words asked for"
     within = "share of rows with a length within 20 % of what was asked for"
     return {

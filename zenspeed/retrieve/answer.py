@@ -226,7 +226,7 @@ def judge(
             ranks.append(np.array([_rank(one, accepted, wanted)]))
     k = max((len(one.hits) for one in found), default=1)
     cuts = tuple(cut for cut in (1, 3, 5, 10, 20) if cut <= k) or (1,)
-    return answer_figures(references, [one.answer for one in found]) | ranking_figures(ranks, cuts)
+    return answer_figures(zip(references, (one.answer for one in found), strict=True)) | ranking_figures(ranks, cuts)
 
 
 def _rank(one: Found, accepted: Sequence[str], document: str | None) -> float:

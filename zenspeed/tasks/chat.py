@@ -21,7 +21,8 @@ from zenspeed.data.examples import Ragged
 from zenspeed.data.packing import Layout, fill
 from zenspeed.decode import beam_search
 from zenspeed.evaluate.interval import Figure, Undefined
-from zenspeed.evaluate.written import written_figures
+from zenspeed.evaluate.measures import figures_of
+from zenspeed.evaluate.predictions import checked
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place
 from zenspeed.tasks.data import conversation, open_rows
@@ -136,8 +137,7 @@ class ChatTask(RowTask):
                         texts[index] = self.tokenizer.decode(found[0].tokens).strip()
         return texts
 
-    def score(self, predictions: list[dict[str, Any]]) -> dict[str, Figure | Undefined]:
-        rows = [p for p in predictions if "reference" in p]
-        if not rows:
+    def score(self, predictions: Sequence[dict[str, Any]]) -> dict[str, Figure | Undefined]:
+        if "reference" not in predictions[0]:
             raise InputError("task.target: no row has an answer, so there is nothing to compare with")
-        return written_figures([r["reference"] for r in rows], [r["prediction"] for r in rows])
+        return figures_of(checked(predictions))

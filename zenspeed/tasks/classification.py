@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,6 @@ from zenspeed.tasks.rows import Examples, RowTask, column_of
 
 class ClassificationTask(RowTask):
     """Targets are label numbers; a text longer than the context is judged by the mean of its windows' probabilities."""
-
-    apart = True
 
     def __init__(self, recipe: Recipe, progress: Callable[[str], None] | None) -> None:
         data = open_rows(recipe, progress)
@@ -110,7 +108,7 @@ class ClassificationTask(RowTask):
             for row, of_row in zip(rows, probabilities, strict=True)
         ]
 
-    def score(self, predictions: list[dict[str, Any]]) -> dict[str, Figure | Undefined]:
+    def score(self, predictions: Sequence[dict[str, Any]]) -> dict[str, Figure | Undefined]:
         return figures_of(checked(predictions))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 from array import array
@@ -149,14 +148,6 @@ def read_split(recipe: Recipe, source: str, *, answers: bool = True) -> Rows:
     return _Reader(recipe, answers).read(source)
 
 
-def split_blocks(recipe: Recipe, source: str, size: int) -> Iterator[list[dict[str, Any]]]:
-    """The same rows, `size` at a time, and no more are held; but all of them where duplicates are to be left out."""
-    reader = _Reader(recipe)
-    rows = reader.each(source) if recipe.data.clean.duplicates == "keep" else iter(reader.read(source))
-    while block := list(itertools.islice(rows, size)):
-        yield block
-
-
 class _Reader:
     """Reads and cleans rows, and counts what is left out."""
 
@@ -248,7 +239,7 @@ def _check_leakage(recipe: Recipe, train: Rows, validation: Rows, test: Rows | N
         if rows is None:
             continue
         seen = ({"text": _whole_text(recipe, row)} for row in train)
-        found = check_leakage(seen, [{"text": _whole_text(recipe, row)} for row in rows], "text")
+        found = check_leakage(seen, ({"text": _whole_text(recipe, row)} for row in rows), "text")
         if not found.exact + found.near:
             continue
         message = str(found).replace("test row", f"{key.removeprefix('data.')} row")

@@ -1,15 +1,17 @@
 """Evaluates a run, or a folder of Hugging Face layout, whatever its task: on its validation split, or on other data.
 
 Rows go through the model in batches by length, on any number of ranks; every rank gets the same answers, so the same figures.
-Answers are written as they are made and scored from there, so that of a classification no more than a block of rows is held.
+Answers are written as they are made and scored from there, so that no more than a block of rows is held: what stays is a few
+numbers a row. Where rows are found among all others (similarity), their vectors stay as well.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ import torch.distributed as dist
 
 from zenspeed.config import InputError, write_atomically
 from zenspeed.data.files import PYTHON_DOCS
+from zenspeed.data.on_disk import kept_rows
 from zenspeed.data.prepare import encode_held_out, prepare
 from zenspeed.data.rows import RowOptions, read_rows
 from zenspeed.data.shards import TokenDataset
@@ -31,10 +34,10 @@ from zenspeed.evaluate.rowfile import RowFile
 from zenspeed.evaluate.score import Options, evaluation, figure_from, table_of
 from zenspeed.evaluate.slices import columns_of, slices_of
 from zenspeed.tasks.base import Place
-from zenspeed.tasks.data import is_text, read_split, split_blocks, text_columns
+from zenspeed.tasks.data import Rows, is_text, read_split, text_columns
 from zenspeed.tasks.open import open_task
 from zenspeed.tasks.opening import Model, open_for_evaluation
-from zenspeed.tasks.rows import BLOCK_ROWS, RowTask
+from zenspeed.tasks.rows import Examples, RowTask, write_rows
 
 
 class Asked(NamedTuple):
@@ -78,70 +81,70 @@ def evaluate_run(folder: Path, source: str | None = None, checkpoint: str | None
 
 
 def _rows(model: Model, task: RowTask, asked: Asked, place: Place) -> dict[str, Any]:
-    blocks = _blocks(model, task, asked, place)
+    data = _held_out(model, task, asked, place)
     if type(task).predict is RowTask.predict:
         _refuse_what_needs_answers(task, asked)
-        rows = [row for block, _ in blocks() for row in block]
-        return _of_figures(task.judge(model.model, task.encode(rows, "the rows"), place), "other", len(rows))
+        return _of_figures(task.judge(model.model, data.examples(), place), "other", len(data.rows))
     with tempfile.TemporaryDirectory(prefix="zenspeed-evaluate-") as name:
         folder = Path(name)
-        found = _of_answers(model, task, asked, place, blocks, folder)
+        found = _of_answers(model, task, asked, place, data, folder)
         if asked.predictions is not None and place.rank == 0:
             shutil.copyfile(folder / "answers.jsonl", asked.predictions)
     return found
 
 
-Blocks = Callable[[], Iterator[tuple[list[dict[str, Any]], list[str]]]]
-"""Rows, some at a time, and the source of each."""
+class _HeldOut(NamedTuple):
+    """Rows, many of them on disk."""
+
+    rows: Rows
+    sources: list[tuple[str, int]]
+    """Of each, how many rows it gives."""
+    examples: Callable[[], Examples]
+    """The rows encoded."""
 
 
-def _of_answers(model: Model, task: RowTask, asked: Asked, place: Place, blocks: Blocks, folder: Path) -> dict[str, Any]:
+def _held_out(model: Model, task: RowTask, asked: Asked, place: Place) -> _HeldOut:
+    if not asked.sources:
+        opened = _first_rank_first(lambda: open_task(model.recipe, None), place)
+        assert isinstance(opened, RowTask)
+        rows = opened.validation.rows
+        return _HeldOut(rows, [("validation split", len(rows))], lambda: opened.validation)
+    parts = [read_split(model.recipe, source) for source in asked.sources]
+    rows = parts[0] if len(parts) == 1 else kept_rows(itertools.chain(*parts), model.recipe.data.cache.expanduser())
+    sources = [(source, len(part)) for source, part in zip(asked.sources, parts, strict=True)]
+    return _HeldOut(rows, sources, lambda: task.encode_all(rows, "the rows"))
+
+
+def _of_answers(model: Model, task: RowTask, asked: Asked, place: Place, data: _HeldOut, folder: Path) -> dict[str, Any]:
     """Answers are written as they are made, on every rank, and then scored as a file of predictions."""
-    options, known = asked.options, dict[str, Any]()
+    options, path = asked.options, folder / "answers.jsonl"
     wanted = [*columns_of(options.slices), *options.protected]
-    with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
-        for rows, sources in blocks():
-            for row, answer, source in zip(rows, task.predict(model.model, rows, place), sources, strict=True):
-                whole = {**{c: row[c] for c in wanted if c in row}, **answer}
-                whole |= {"data": source} if len(asked.sources) > 1 else {}
-                file.write(json.dumps(whole, ensure_ascii=False, default=str) + "\n")
-            if not task.apart:
-                known = task.judge(model.model, task.encode(rows, "the rows"), place)
-    if len(asked.sources) > 1:
+    # Of labels the answers hold the loss as well.
+    known = {} if task.recipe.task.kind == "classification" else task.judge(model.model, data.examples(), place)
+    answers = zip(data.rows, task.answers(model.model, data.rows, place), strict=True)
+    names = (source for source, count in data.sources for _ in range(count))
+    write_rows(
+        path,
+        (
+            {c: row[c] for c in wanted if c in row} | answer | ({"data": name} if len(data.sources) > 1 else {})
+            for (row, answer), name in zip(answers, names, strict=True)
+        ),
+    )
+    if len(data.sources) > 1:
         options = options._replace(slices=[*options.slices, "data"])
-    predictions = as_predictions(RowFile(folder / "answers.jsonl"), asked.predictions or Path("predictions.jsonl"))
-    score = figures_of if predictions.kind == "labels" else lambda some: dict(task.score(list(some.rows)))
+    predictions = as_predictions(RowFile(path), asked.predictions or Path("predictions.jsonl"))
+    score = figures_of if predictions.kind == "labels" else lambda some: dict(task.score(some.rows))
     found = evaluation(predictions, options, score, known)
     found["figures"] = [
         {**f, "name": "loss"} for f in found["figures"] if (f["name"], f["slice"]) == ("log_loss", "all")
     ] + found["figures"]
     if asked.robust:
-        found["robustness"] = _robustness(model, task, predictions, asked, place, blocks, folder / "changed.jsonl")
+        found["robustness"] = _robustness(model, task, predictions, asked, place, data.rows, folder / "changed.jsonl")
     return found
 
 
-def _blocks(model: Model, task: RowTask, asked: Asked, place: Place) -> Blocks:
-    """Of a task whose rows stand apart BLOCK_ROWS at a time, else all at once."""
-    if task.apart and asked.sources:
-        return lambda: (
-            (block, [source] * len(block))
-            for source in asked.sources
-            for block in split_blocks(model.recipe, source, BLOCK_ROWS)
-        )
-    if not asked.sources:
-        opened = _first_rank_first(lambda: open_task(model.recipe, None), place)
-        assert isinstance(opened, RowTask)
-        rows = opened.validation.rows
-        size = BLOCK_ROWS if task.apart else len(rows)
-        blocks = [range(i, min(i + size, len(rows))) for i in range(0, len(rows), size)]
-        return lambda: ((list(rows[b.start : b.stop]), ["validation split"] * len(b)) for b in blocks)
-    read = [(row, source) for source in asked.sources for row in read_split(model.recipe, source)]
-    together = [row for row, _ in read], [source for _, source in read]
-    return lambda: iter([together])
-
-
 def _robustness(
-    model: Model, task: RowTask, before: Predictions, asked: Asked, place: Place, blocks: Blocks, path: Path
+    model: Model, task: RowTask, before: Predictions, asked: Asked, place: Place, rows: Rows, path: Path
 ) -> list[dict[str, Any]]:
     if before.kind == "other":
         raise InputError(f"--robust: is for labels, numbers and texts, not for {model.recipe.task.kind}")
@@ -149,10 +152,10 @@ def _robustness(
     for name, change in changes(asked.robust, asked.synonyms).items():
         texts = first = 0
         with path.open("w", encoding="utf-8") as file:
-            for rows, _ in blocks():
-                others = changed_rows(rows, columns, change, first)
-                first += len(rows)
-                texts += sum(any(a.get(c) != b.get(c) for c in columns) for a, b in zip(rows, others, strict=True))
+            for block in task.blocks(rows):
+                others = changed_rows(block, columns, change, first)
+                first += len(block)
+                texts += sum(any(a.get(c) != b.get(c) for c in columns) for a, b in zip(block, others, strict=True))
                 file.writelines(json.dumps(a, ensure_ascii=False) + "\n" for a in task.predict(model.model, others, place))
         found.append(effect_of(name, before, checked(RowFile(path), path), texts))
     return found

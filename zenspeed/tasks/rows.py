@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import tempfile
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -24,6 +24,7 @@ from zenspeed.data.packing import Layout, document_numbers, fill, pack_in_one, p
 from zenspeed.data.report import report_of
 from zenspeed.data.report_page import as_json
 from zenspeed.evaluate.interval import Figure, Undefined, ratio_interval
+from zenspeed.evaluate.rowfile import RowFile
 from zenspeed.models.presets import ModelConfig
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place, Task, on_device, sum_over_ranks
@@ -33,9 +34,9 @@ from zenspeed.text.tokenizer import Tokenizer
 EVALUATION_TOKENS = 8192
 """Tokens of an evaluation batch."""
 BLOCK_CHARACTERS = 4_000_000
-"""Of rows on disk that are encoded together."""
+"""Of rows that are encoded, or answered, together: then they are forgotten."""
 BLOCK_ROWS = 16_384
-"""Rows that are answered, written and forgotten together, where one needs no other."""
+"""At most, of such rows."""
 
 
 MOST_REPORTED = 10_000
@@ -93,13 +94,13 @@ class JoinedExamples:
 
 
 def in_blocks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Lists of rows of about BLOCK_CHARACTERS."""
+    """Lists of at most BLOCK_ROWS rows, of about BLOCK_CHARACTERS."""
     block: list[dict[str, Any]] = []
     characters = 0
     for row in rows:
         block.append(row)
         characters += sum(len(value) for value in row.values() if isinstance(value, str))
-        if characters > BLOCK_CHARACTERS:
+        if characters > BLOCK_CHARACTERS or len(block) == BLOCK_ROWS:
             yield block
             block, characters = [], 0
     if block:
@@ -116,8 +117,8 @@ class RowTask(Task):
     train: Examples
     validation: Examples
     test: Examples | None = None
-    apart: ClassVar[bool] = False
-    """All that its figures need of a row is in the row's answer: many rows are evaluated a block at a time."""
+    apart: ClassVar[bool] = True
+    """A row is answered without the others: rows are answered a block at a time, so that no more are held."""
     writes: ClassVar[bool] = False
     """Its answers are texts, written a token at a time: judged at the end only, for it takes long."""
 
@@ -148,7 +149,7 @@ class RowTask(Task):
 
     def _set_up(self, data: RowData) -> None:
         """Encodes the splits and fixes the order of training."""
-        splits = [self._encoded(rows, name) for rows, name in data.splits()]
+        splits = [self.encode_all(rows, name) for rows, name in data.splits()]
         recipe = self.recipe
         self.train, self.validation, self.test = splits[0], splits[1], splits[2] if len(splits) > 2 else None
         train, validation = self.train, self.validation
@@ -165,7 +166,7 @@ class RowTask(Task):
             difficulty=self._difficulty(recipe, train),
         )
 
-    def _encoded(self, rows: Sequence[dict[str, Any]], split: str) -> Examples:
+    def encode_all(self, rows: Sequence[dict[str, Any]], split: str) -> Examples:
         """The same as `encode`, of rows that lie on disk a block after the other, onto the disk."""
         if not isinstance(rows, RowsOnDisk):
             return self.encode(list(rows), split)
@@ -254,18 +255,27 @@ class RowTask(Task):
         """
         raise InputError(f"{self.recipe.task.kind}: has no answers to give for a row; only its loss can be looked at")
 
-    def score(self, predictions: list[dict[str, Any]]) -> dict[str, Figure | Undefined]:
-        """Figures of answers that hold the truth as well."""
+    def score(self, predictions: Sequence[dict[str, Any]]) -> dict[str, Figure | Undefined]:
+        """Figures of answers that hold the truth as well; a file of them is read, and not held."""
         raise InputError(f"{self.recipe.task.kind}: has no answers that could be scored")
 
+    def blocks(self, rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """Rows that are answered together."""
+        return in_blocks(rows) if self.apart else iter([list(rows)])
+
+    def answers(self, model: nn.Module, rows: Sequence[dict[str, Any]], place: Place) -> Iterator[dict[str, Any]]:
+        """Those of `predict`, a block of rows at a time."""
+        for block in self.blocks(rows):
+            yield from self.predict(model, block, place)
+
     def figures(
-        self, model: nn.Module, examples: Examples, place: Place, answers: list[dict[str, Any]] | None = None
+        self, model: nn.Module, examples: Examples, place: Place, answers: Sequence[dict[str, Any]] | None = None
     ) -> dict[str, Figure]:
         """Those of `judge`, and of a task that writes also those of what it writes for the same rows: `answers`, if they are
         there already."""
         figures = self.judge(model, examples, place)
         if self.writes:
-            answers = self.predict(model, list(examples.rows), place) if answers is None else answers
+            answers = list(self.answers(model, examples.rows, place)) if answers is None else answers
             figures |= {name: figure for name, figure in self.score(answers).items() if isinstance(figure, Figure)}
         return figures
 
@@ -275,17 +285,16 @@ class RowTask(Task):
     def finish(self, model: nn.Module, place: Place, folder: Path, say: Callable[[str], None]) -> dict[str, Figure]:
         """Answers for the test split, or for the validation split where there is no test; figures of the test split."""
         answers = None
-        if type(self).predict is not RowTask.predict:
-            rows = (self.test or self.validation).rows
-            size = BLOCK_ROWS if self.apart else len(rows)
-            partial = folder / "predictions.jsonl.partial"
-            with partial.open("w", encoding="utf-8") if place.rank == 0 else nullcontext() as file:
-                for start in range(0, len(rows), size):
-                    answers = self.predict(model, list(rows[start : start + size]), place)
-                    if file is not None:
-                        file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-            if place.rank == 0:
-                partial.replace(folder / "predictions.jsonl")
+        with tempfile.TemporaryDirectory(prefix="zenspeed-answers-") as name:
+            if type(self).predict is not RowTask.predict:  # every rank has them all, the first keeps them
+                partial = (folder if place.rank == 0 else Path(name)) / "predictions.jsonl.partial"
+                write_rows(partial, self.answers(model, (self.test or self.validation).rows, place))
+                answers = RowFile(partial.replace(partial.with_suffix("")))
+            return self._of_test(model, place, answers, say)
+
+    def _of_test(
+        self, model: nn.Module, place: Place, answers: RowFile | None, say: Callable[[str], None]
+    ) -> dict[str, Figure]:
         if self.test is None:
             return {}
         figures = self.figures(model, self.test, place, answers)
@@ -371,6 +380,12 @@ def by_tokens(lengths: np.ndarray, most: int) -> Iterator[np.ndarray]:
         total += int(lengths[index])
     if start < len(order):
         yield order[start:]
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """As JSON lines."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
 def column_of(rows: Sequence[dict[str, Any]], column: str, key: str, split: str) -> list[str]:

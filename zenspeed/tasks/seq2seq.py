@@ -21,7 +21,9 @@ from zenspeed.data.examples import Ragged
 from zenspeed.data.packing import PADDING
 from zenspeed.decode import Hypothesis, beam_search
 from zenspeed.evaluate.interval import Figure, Undefined, figure_of
-from zenspeed.evaluate.written import length_figures, num_words, written_figures, written_measures
+from zenspeed.evaluate.measures import figures_of, measures_of
+from zenspeed.evaluate.predictions import checked
+from zenspeed.evaluate.written import length_figures, num_words
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place
 from zenspeed.tasks.controls import Controls
@@ -121,20 +123,18 @@ class Seq2SeqTask(PairTask):
                     found[index] = texts
         return found
 
-    def score(self, predictions: list[dict[str, Any]]) -> dict[str, Figure | Undefined]:
+    def score(self, predictions: Sequence[dict[str, Any]]) -> dict[str, Figure | Undefined]:
         """Figures of texts over all rows; BLEU and chrF for each control by itself; how well lengths were kept."""
-        rows = [p for p in predictions if "reference" in p]
-        if not rows:
+        if "reference" not in predictions[0]:
             raise InputError(f"task.target: no row has {self.recipe.task.target!r}, so there is nothing to compare with")
-        figures = written_figures([r["reference"] for r in rows], [r["prediction"] for r in rows])
-        groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row in rows:
-            groups[",".join(row[column] for column in self.recipe.task.control)].append(row)
-        for name, part in sorted(groups.items()) if len(groups) > 1 else []:
-            measures = written_measures([r["reference"] for r in part], [r["prediction"] for r in part], ("bleu", "chrf"))
+        rows, groups, asked = checked(predictions), defaultdict[str, list[int]](list), "asked_words" in predictions[0]
+        for i, row in enumerate(predictions):
+            groups[",".join(row[column] for column in self.recipe.task.control)].append(i)
+        figures = figures_of(rows)
+        for name, places in sorted(groups.items()) if len(groups) > 1 else []:
+            measures = measures_of(rows.take(np.array(places)), ("bleu", "chrf"))
             figures |= {f"{key}[{name}]": figure_of(measure, "every reference is empty") for key, measure in measures.items()}
-        asked = [r["asked_words"] for r in rows if "asked_words" in r]
-        return figures | (length_figures(asked, [r["prediction"] for r in rows if "asked_words" in r]) if asked else {})
+        return figures | (length_figures((r["asked_words"], r["prediction"]) for r in predictions) if asked else {})
 
 
 def _best(texts: list[str], words: int | None) -> str:

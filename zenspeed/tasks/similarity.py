@@ -39,6 +39,7 @@ class SimilarityTask(RowTask):
     """
 
     micro_batch_counts = True
+    apart = False
 
     def __init__(self, recipe: Recipe, progress: Callable[[str], None] | None) -> None:
         data = open_rows(recipe, progress)
@@ -144,7 +145,7 @@ class SimilarityTask(RowTask):
         first, second = (self.embed(model, texts, place) for texts in self._pairs(examples.rows, "the rows"))
         size = self.recipe.train.micro_batch_size or len(first)
         groups = [
-            self._loss(*(torch.from_numpy(x[i : i + size]) for x in (first, second, examples.targets))).double().numpy()
+            self._loss(*(torch.tensor(x[i : i + size]) for x in (first, second, examples.targets))).double().numpy()
             for i in range(0, len(first), size)
         ]
         if self.recipe.task.score is None:
@@ -182,7 +183,7 @@ class SimilarityTask(RowTask):
             for a, b, cosine, extra in zip(texts, pairs, cosines, more, strict=True)
         ]
 
-    def score(self, predictions: list[dict[str, Any]]) -> dict[str, Figure | Undefined]:
+    def score(self, predictions: Sequence[dict[str, Any]]) -> dict[str, Figure | Undefined]:
         if self.recipe.task.score is None:
             return ranking_figures([np.array([float(p["rank"])]) for p in predictions])
         truth, said = ([float(p[name]) for p in predictions] for name in ("label", "prediction"))

@@ -10,7 +10,7 @@ has no answer. Answers are given as places in characters of the context as it wa
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -158,30 +158,25 @@ class SpanTask(RowTask):
             InputError: a row has no question or no context.
         """
         examples = self._examples(rows, "the rows", [None] * len(rows))
-        return self._spans(examples, self.outputs(model, examples, place, (5,), self._read))
+        return list(self._spans(examples, self.outputs(model, examples, place, (5,), self._read)))
 
-    def _spans(self, examples: Examples, read: np.ndarray) -> list[Span]:
-        """Of each row, the best span of all its windows."""
-        windows: list[list[int]] = [[] for _ in examples.rows]
-        for window, row in enumerate(examples.owner):
-            windows[row].append(window)
-        found = []
-        for row, own in zip(examples.rows, windows, strict=True):
-            best = max(own, key=lambda window: read[window, 1])
-            none = float(np.exp(read[own, 2].min()))
-            if not np.isfinite(read[best, 1]):  # a context without a token
-                found.append(Span("", 0, 0, 0.0, none))
+    def _spans(self, examples: Examples, read: np.ndarray) -> Iterator[Span]:
+        """Of each row, the best span of all its windows, which follow one another."""
+        ends = np.searchsorted(examples.owner, np.arange(len(examples.rows)), "right")
+        for row, first, end in zip(examples.rows, [0, *ends[:-1]], ends, strict=True):
+            own = read[first:end]
+            best = int(own[:, 1].argmax())
+            none = float(np.exp(own[:, 2].min()))
+            if not np.isfinite(own[best, 1]):  # a context without a token
+                yield Span("", 0, 0, 0.0, none)
                 continue
-            text = str(row[self.recipe.task.context])
-            first = int(examples.targets[best, 3])
+            text, start = str(row[self.recipe.task.context]), int(examples.targets[first + best, 3])
             offsets = self._context(text)[1]
-            start, end = int(offsets[first + int(read[best, 3]), 0]), int(offsets[first + int(read[best, 4]), 1])
-            found.append(Span(text[start:end], start, end, float(np.exp(read[best, 1])), none))
-        return found
+            begin, stop = int(offsets[start + int(own[best, 3]), 0]), int(offsets[start + int(own[best, 4]), 1])
+            yield Span(text[begin:stop], begin, stop, float(np.exp(own[best, 1])), none)
 
-    def _answers(self, rows: Sequence[dict[str, Any]], spans: list[Span]) -> list[dict[str, Any]]:
+    def _answers(self, rows: Iterable[dict[str, Any]], spans: Iterable[Span]) -> Iterator[dict[str, Any]]:
         task = self.recipe.task
-        answers = []
         for number, (row, span) in enumerate(zip(rows, spans, strict=True), 1):
             given = {
                 "prediction": span.text if span.found else "",
@@ -196,8 +191,7 @@ class SpanTask(RowTask):
                 truth = {"reference": accepted if len(accepted) > 1 else accepted[0] if accepted else ""}
             same = {"id": row["id"]} if "id" in row else {}
             asked = {"question": str(row[task.question]), "context": str(row[task.context])}
-            answers.append(same | asked | given | truth)
-        return answers
+            yield same | asked | given | truth
 
     def judge(self, model: nn.Module, examples: Examples, place: Place) -> dict[str, Figure]:
         """Loss, exact match, token F1, and refusals where some questions have no answer."""
@@ -205,18 +199,23 @@ class SpanTask(RowTask):
         sums = np.zeros((len(examples.rows), 2))
         np.add.at(sums, examples.owner, np.column_stack([read[:, 0], np.ones(len(read))]))
         loss = ratio_interval(sums[:, 0], sums[:, 1], "mean negative log likelihood of start and of end in a window, in nats")
-        found = self.score(self._answers(examples.rows, self._spans(examples, read)))
+        pairs = ((accepted_of(a), a["prediction"]) for a in self._answers(examples.rows, self._spans(examples, read)))
+        found = answer_figures(pairs)
         return {"loss": loss} | {name: figure for name, figure in found.items() if isinstance(figure, Figure)}
 
     def predict(self, model: nn.Module, rows: list[dict[str, Any]], place: Place) -> list[dict[str, Any]]:
         """`question`, `context`, `prediction` (empty: no answer in it), `start`, `end`, `score`, `no_answer`; and `reference`,
         a text or several, where the row has an answer (an empty one: there is none)."""
-        return self._answers(rows, self.find(model, rows, place))
+        return list(self._answers(rows, self.find(model, rows, place)))
 
-    def score(self, predictions: list[dict[str, Any]]) -> dict[str, Figure | Undefined]:
-        references = [p["reference"] if isinstance(p["reference"], list) else [p["reference"]] for p in predictions]
-        accepted = [[text for text in texts if text] for texts in references]
-        return answer_figures(accepted, [p["prediction"] for p in predictions])
+    def score(self, predictions: Sequence[dict[str, Any]]) -> dict[str, Figure | Undefined]:
+        return answer_figures((accepted_of(p), p["prediction"]) for p in predictions)
+
+
+def accepted_of(answer: dict[str, Any]) -> list[str]:
+    """What is right, of an answer that holds it; nothing: there is no answer."""
+    reference = answer["reference"]
+    return [text for text in (reference if isinstance(reference, list) else [reference]) if text]
 
 
 def _tokens_of(answer: Answer, offsets: np.ndarray, place: str) -> tuple[int, int]:
