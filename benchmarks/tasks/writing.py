@@ -283,7 +283,7 @@ def spans(name: str, options: Options) -> None:
     for seed in options.seeds:
         base = run(name, "spans", seed, options, f"data.source={plain}")
         config, tokenizer = open_run(base).recipe.model, base / "tokenizer"
-        sizes = {key: getattr(config, key) for key in ("preset", "layers", "width", "heads", "context")}
+        sizes = {key: getattr(config, key) for key in ("preset", "architecture", "layers", "width", "heads", "context")}
         for system, start in starts(base, tokenizer, sizes).items():
             tuned = run(f"{name}/{system}", "summarize", seed, options, f"data.source={plain.with_name('train.jsonl')}",
                         f"data.validation={plain.with_name('validation.jsonl')}", "data.leakage=allow", "train.minutes=null",
