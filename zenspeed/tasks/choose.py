@@ -58,12 +58,12 @@ _SIZES: tuple[tuple[float, int, int], ...] = ((5e5, 2, 128), (5e6, 4, 192), (5e7
 _PASSES: tuple[tuple[int, int, int], ...] = ((2_000, 16, 8), (50_000, 32, 4), (500_000, 64, 2), (2**63, 128, 1))
 
 _MODELS: dict[Body, dict[str, Any]] = {
-    "encoder": {"preset": "bert", "dropout": 0.1},
+    "encoder": {"preset": "gpt", "architecture": "encoder", "pool": "mean", "tie_embeddings": True, "dropout": 0.1},
     "decoder": {"preset": "gpt", "dropout": 0.1, "ngrams": [2, 3]},
     "encoder_decoder": {"preset": "gpt", "architecture": "encoder_decoder", "dropout": 0.1},
 }
 _OPTIM: dict[Body, dict[str, Any]] = {
-    "encoder": {"name": "adamw", "lr": 1e-3, "warmup": 0.1, "weight_decay": 0.01},
+    "encoder": {},
     "decoder": {},
     "encoder_decoder": {"lr": 0.01},
 }
