@@ -183,7 +183,8 @@ def test_gaps_between_groups() -> None:
     assert parity.value == pytest.approx(0.2) and chance.value == pytest.approx(0.4)
     assert chance.low is not None and chance.low > 0.2 and "x 0.800 (n 50)" in chance.definition
     alike = of(fairness_gaps(groups, labels, ["p"] * 200)["demographic_parity_gap[p]"])
-    assert alike.value == 0 and "p 1 " in alike.definition
+    assert alike.value == 0 and alike.p == 1 and str(alike).endswith("  p 1")
+    assert chance.p is not None and 0 < chance.p < 0.01 and f"  p {chance.p:.3g}" in str(chance)
     assert "one group only" in str(fairness_gaps(["x"] * 9, ["p"] * 9, ["p"] * 9)["accuracy_gap"])
 
 

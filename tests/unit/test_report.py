@@ -123,6 +123,16 @@ def test_every_reason_and_warning_is_said_in_chinese() -> None:
     assert len(said) > 15 and {text for text in said if sentence(text).zh is None} == set()
 
 
+def test_gaps_between_groups_stand_beside_their_p_value() -> None:
+    rows = [{"label": "a", "prediction": "ab"[i % 2], "sex": "fm"[i % 2]} for i in range(40)]
+    found = evaluation(checked(rows), Options(protected=["sex"]))
+    (gap,) = [f for f in found["fairness"] if f["name"] == "equal_opportunity_gap[a]"]
+    page = parts.by_part(found)
+    assert gap["p"] < 0.01 and "<th>p</th>" in page and f">{gap['p']:.3g}</td>" in page
+    assert "机会均等差距 [a]" in page and page.count("f 1.000 (n 20), m 0.000 (n 20)") >= 4
+    assert "<th>p</th>" not in parts.figure_table(found["figures"]), "no other figure comes with a test"
+
+
 def test_the_json_is_read_by_pandas(runs: list[Path]) -> None:
     content = json.loads((runs[0] / "report.json").read_text(encoding="utf-8"))
     assert (content["schema"], content["version"], content["run"]) == ("zenspeed.report", 1, "one")

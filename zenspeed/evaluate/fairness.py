@@ -2,7 +2,7 @@
 
 Demographic parity: each group is given a label as often (Dwork et al. 2012). Equal opportunity: of those who have the label,
 each group's are found as often (Hardt et al. 2016). A gap is 0 where all groups are alike; on few rows it is above 0 by chance,
-so each comes with its interval, and with a permutation test of whether groups drawn at random would show as much.
+so each comes with its interval, and with p of a permutation test: how often groups drawn at random would show as much.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _gap(
     value = float(rates.max() - rates.min())
     at_random = rng.multivariate_hypergeometric(n, int(hits.sum()), RESAMPLES) / n if hits.sum() else np.zeros((1, k))
     p = (1 + (_range(at_random) >= value - 1e-12).sum()) / (1 + len(at_random))
-    return interval_of(value, _range(drawn), int(n.sum()), f"{definition}; p {p:.3g} if groups were drawn at random")
+    return interval_of(value, _range(drawn), int(n.sum()), definition)._replace(p=float(p))
 
 
 def _range(rates: Array) -> Array:

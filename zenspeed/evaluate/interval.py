@@ -30,11 +30,14 @@ class Figure(NamedTuple):
     n: int
     definition: str
     reason: str | None = None
+    p: float | None = None
+    """Where the figure comes with a test, its p value; the definition says of what."""
 
     def __str__(self) -> str:
+        tested = "" if self.p is None else f"  p {self.p:.3g}"
         if self.low is None or self.high is None:
-            return f"{self.value:.4f} (no interval: {self.reason})"
-        return f"{self.value:.4f}  [{self.low:.4f}, {self.high:.4f}]"
+            return f"{self.value:.4f} (no interval: {self.reason}){tested}"
+        return f"{self.value:.4f}  [{self.low:.4f}, {self.high:.4f}]{tested}"
 
 
 class Undefined(NamedTuple):

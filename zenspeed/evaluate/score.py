@@ -87,7 +87,7 @@ def evaluation(
 def table_of(figures: Mapping[str, Figure | Undefined], slice_: str = "all", value: str = "") -> list[dict[str, Any]]:
     """Figures as rows of a table that pandas reads."""
     where = {"slice": slice_, "value_of_slice": value}
-    empty = {"value": None, "low": None, "high": None}
+    empty = {"value": None, "low": None, "high": None, "p": None}
     return [{"name": k, **where, **empty, **f._asdict()} for k, f in figures.items()]
 
 
@@ -154,8 +154,8 @@ def _warnings(figures: Figures, n: int, parts: Sequence[Slice], found: Mapping[s
 
 def figure_from(row: Mapping[str, Any]) -> Figure | Undefined:
     """The figure that a row of the table was made of."""
-    keys = ("n", "definition", "reason") if row["value"] is None else Figure._fields
-    return (Undefined if row["value"] is None else Figure)(**{k: row[k] for k in keys})
+    kind = Undefined if row["value"] is None else Figure
+    return kind(**{k: row[k] for k in kind._fields if k in row})
 
 
 def lines_of(found: Mapping[str, Any]) -> list[str]:

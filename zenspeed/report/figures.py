@@ -48,6 +48,8 @@ ZH = {
     "recall@": ("前 {} 名召回率", "属于查询的项出现在前 {} 名中的比例"),
     "ndcg@": ("nDCG@{}", "前 {} 名的折损累计增益，占最佳可能值的比例"),
     "accuracy_gap": ("准确率差距", "最高组与最低组的准确率之差"),
+    "demographic_parity_gap[]": ("人口均等差距", "最高组与最低组中被预测为 {} 的行所占比例之差"),
+    "equal_opportunity_gap[]": ("机会均等差距", "最高组与最低组中标签为 {} 的行被找到的比例之差"),
 }
 """Name -> its Chinese name and definition; `…[]` of a label, `…@` of a rank, which stand for {}. None: as in English."""
 SPLITS = {"validation": "验证集", "test": "测试集", "train": "训练集"}
@@ -60,8 +62,10 @@ def named(name: str) -> Words:
 
 
 def defined(name: str, definition: str) -> Words:
-    """A figure's definition in both languages."""
-    return Words(definition, chinese_of(name)[1])
+    """A figure's definition in both languages; what each group has, behind a semicolon, is the same in both."""
+    chinese = chinese_of(name)[1]
+    groups = definition.partition("; ")[2] if "_gap" in name else ""
+    return Words(definition, f"{chinese}；{groups}" if chinese and groups else chinese)
 
 
 def chinese_of(name: str) -> tuple[str | None, str | None]:

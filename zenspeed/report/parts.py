@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from zenspeed.report.charts import Bar, Series, chart, intervals, matrix
@@ -76,12 +76,15 @@ def cards(figures: Mapping[str, Row]) -> str:
     return f'<div class="cards">{"".join(found)}</div>' if found else ""
 
 
-def figure_table(figures: Iterable[Row]) -> str:
-    rows = []
+def figure_table(figures: Collection[Row]) -> str:
+    """p has a column where any of them comes with a test."""
+    tested, rows = any(f.get("p") is not None for f in figures), []
     for f in figures:
         value: object = Words("not defined") if f["value"] is None else number(f["value"])
-        rows.append((named(f["name"]), value, interval_cell(f), f"{f['n']:,}", defined(f["name"], f["definition"])))
-    return table(("figure", "value", "95 % interval", "n", "definition"), rows, (1, 2, 3))
+        p = ("" if f.get("p") is None else f"{f['p']:.3g}",) if tested else ()
+        rows.append((named(f["name"]), value, interval_cell(f), *p, f"{f['n']:,}", defined(f["name"], f["definition"])))
+    head = ("figure", "value", "95 % interval", *(("p",) if tested else ()), "n", "definition")
+    return table(head, rows, range(1, len(head) - 1))
 
 
 def curves(metrics: Sequence[Row]) -> str:
