@@ -34,6 +34,10 @@ class Config(BaseModel):
 
     exclusive: ClassVar[tuple[str, ...]] = ()
     """Keys of which only one may be given: an override of one takes the others away from file and defaults."""
+    called: ClassVar[str] = "a recipe"
+    """What a user calls a file of it."""
+    outline: ClassVar[str] = "sections (data:, model:, train: …)"
+    """What such a file is a mapping of."""
 
 
 def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
@@ -69,7 +73,7 @@ def load(kind: type[C], path: Path | None = None, overrides: Sequence[str] = (),
     places: Place = {}
     merge(data, base or {})
     if path is not None:
-        from_file, places = _parse_yaml(path)
+        from_file, places = _parse_yaml(kind, path)
         merge(data, from_file)
     parsed = [_parse_override(override) for override in overrides]
     for keys, _ in parsed:
@@ -160,7 +164,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _parse_yaml(path: Path) -> tuple[dict[str, Any], Place]:
+def _parse_yaml(kind: type[Config], path: Path) -> tuple[dict[str, Any], Place]:
     text = read_text(path)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -172,8 +176,8 @@ def _parse_yaml(path: Path) -> tuple[dict[str, Any], Place]:
     if root is None:
         return {}, {}
     if not isinstance(root, yaml.MappingNode):
-        kind = root.tag.rpartition(":")[2]
-        raise InputError(f"{path}: a recipe is a mapping of sections (data:, model:, train: …), this is a {kind}")
+        found = root.tag.rpartition(":")[2]
+        raise InputError(f"{path}: {kind.called} is a mapping of {kind.outline}, this is a {found}")
     places: Place = {}
     return _construct(root, (), places, path), places
 
@@ -202,7 +206,9 @@ def _explain(kind: type[Config], error: dict[str, Any], places: Place, name: str
     known = sorted(section.model_fields) if section else []
     if error["type"] == "extra_forbidden":
         hint = nearest(keys[-1], known, "".join(f"{k}." for k in keys[:-1])) or _elsewhere(kind, keys[-1])
-        return f"{place}: {key}: unknown key{hint} (keys of {'.'.join(keys[:-1]) or 'a recipe'}: {', '.join(known)})"
+        return f"{place}: {key}: unknown key{hint} (keys of {'.'.join(keys[:-1]) or kind.called}: {', '.join(known)})"
+    if error["type"] == "missing":
+        return f"{place}: {key}: is missing; give it"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{place}: {key + ': ' if key else ''}{message}"

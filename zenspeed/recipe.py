@@ -113,6 +113,8 @@ class TokenizerConfig(Config):
     """Trained on the data: byte-level `bpe`, BERT's `wordpiece`, `word`s (Chinese cut by jieba), `char`; loaded: `folder`."""
     vocab_size: int | None = Field(None, ge=8)
     """Tokens in a trained vocabulary, special ones (and, bpe, the 256 bytes) included; null: 4,096, fewer for a small text."""
+    or_fewer: bool = False
+    """A text that holds fewer tokens than `vocab_size` (bpe) makes fewer, and is not refused."""
     folder: Path | None = None
     """For `kind: folder`: holds tokenizer.json, vocab.json and merges.txt, vocab.txt, or a .tiktoken file (or is it)."""
     special_tokens: list[str] = Field(default_factory=list)

@@ -88,11 +88,13 @@ def test_the_draft_suits_text_and_time_and_leaves_what_is_given(tmp_path: Path) 
     chinese.write_text("房间很大,服务也很好。\n\n" * 9000, encoding="utf-8")
     english.write_text("The room was large, the service good.\n\n" * 9000, encoding="utf-8")
     plain = [draft(load(Recipe, None, [f"data.source={path}"]), Ends(seconds=300)).recipe for path in (chinese, english)]
+    assert all(one.tokenizer.or_fewer for one in plain)  # these texts repeat themselves and hold fewer
     assert plain[0].tokenizer.vocab_size == 2 * (plain[1].tokenizer.vocab_size or 0)
     kept = draft(
         load(Recipe, None, [f"data.source={english}", "tokenizer.vocab_size=400", "data.validation=0.2"]), Ends(seconds=300)
     )
     assert (kept.recipe.tokenizer.vocab_size, kept.recipe.data.validation) == (400, 0.2)
+    assert not kept.recipe.tokenizer.or_fewer
     english.write_text("The room was large, the service good.\n\n" * 900_000, encoding="utf-8")  # 35 MB in 60 s
     short = draft(load(Recipe, None, [f"data.source={english}"]), Ends(seconds=60)).recipe
     assert isinstance(short.data.validation, float) and short.data.validation < 0.01

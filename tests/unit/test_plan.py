@@ -178,6 +178,28 @@ def test_what_is_refused(arguments: list[str], words: list[str]) -> None:
         assert word in str(done.exception), str(done.exception)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "accelerator: H100\ncount: 8\nmemry_gb: 3\n",
+            r"c.yaml:3: memry_gb: unknown key; did you mean memory_gb.*a cluster file",
+        ),
+        ("accelerator: H100\ncount: -8\n", r"c.yaml:2: count: -8 is not valid"),
+        ("accelerator: H10\ncount: 8\n", "no accelerator 'H10' in the table; did you mean H100"),
+        ("accelerator: H100\ncount: 8\nlink_gb: .inf\n", r"c.yaml:3: link_gb: inf is not valid"),
+        ("accelerator: H100\ncount: 12\nper_machine: 5\n", r"count: 12 are no whole machines of per_machine=5; take 15"),
+        ("hello\n", r"c.yaml: a cluster file is a mapping of keys \(accelerator: H100, count: 8 …\), this is a str"),
+        ("", r"c.yaml: accelerator: is missing; give it\n.*c.yaml: count: is missing"),
+        ("a: [1,\n", r"c.yaml:2: not YAML"),
+    ],
+)
+def test_a_cluster_file_with_nonsense(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=words):
+        cluster_of(str(tmp_path / "c.yaml"))
+
+
 def test_this_machine_and_json(tmp_path: Path) -> None:
     sets = ["model.layers=4", "model.width=32", "model.heads=2", "model.context=32", "train.precision=fp32"]
     arguments = [part for key in sets for part in ("--set", key)]

@@ -25,6 +25,7 @@ from zenspeed.tune.rate import choose, ended, factors
 from zenspeed.tune.search import Interrupted, Metric, Plan, best_of, importances, open_study, search, sets_of
 from zenspeed.tune.space import Dimension, check, parse
 from zenspeed.tune.trial import Outcome, Place, metric_of, trial_recipe
+from zenspeed.tune.tune import Options, Tuning
 from zenspeed.tune.verify import judge
 
 
@@ -54,6 +55,8 @@ def test_spaces() -> None:
         ("optim.learning_rate=1e-3..1e-1", r"optim.learning_rate: unknown key; did you mean optim.lr\?"),
         ("model.layers=0..4", "--search model.layers=0: model.layers: 0 is not valid"),
         ("optim.name=[adam, muon]", "--search optim.name=adam"),
+        ("optim.lr=1e-4..inf", "has no end; give two numbers"),
+        ("optim.lr=nan..1", "is empty: nan is not below 1"),
         ("run.seed=1..9", "is not to be chosen: it names the run or is its luck"),
         ("data.validation=0.1..0.2", "changes what is measured"),
         ("train.batch_size=[4, 8]", "contradicts --set train.batch_size, which gives it one value"),
@@ -63,6 +66,16 @@ def test_spaces() -> None:
 def test_a_space_that_cannot_be_is_refused(text: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         check(parse([text]), make, ["train.batch_size=8"], ["loss"])
+
+
+def test_a_folder_that_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"--folder .*file: cannot be written in: File exists; give another"):
+        Tuning(make, Options(tmp_path / "file"), "recipe", print)
+    for content in ("{", "[]", "{}"):
+        (tmp_path / "tune.json").write_text(content)
+        with pytest.raises(InputError, match=r"tune.json: is no record of a tuning .* give --folder NEW"):
+            Tuning(make, Options(tmp_path), "recipe", print)
 
 
 def test_an_empty_space_and_a_key_twice() -> None:

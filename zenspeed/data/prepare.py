@@ -148,6 +148,8 @@ def _key(recipe: Recipe, cache: Path) -> str:
     }
     if tokenizer.kind not in ("char", "folder"):
         made_from["vocab_size"] = tokenizer.vocab_size
+        if tokenizer.or_fewer:
+            made_from["or_fewer"] = True
     if tokenizer.special_tokens:
         made_from["special_tokens"] = tokenizer.special_tokens
     if tokenizer.kind == "folder":
@@ -277,7 +279,9 @@ def _tokenizer(config: TokenizerConfig, train: _Split, progress: Progress) -> To
         return _load_tokenizer(config)
     progress(f"training the tokenizer ({config.kind}) on {train.num_characters:,} characters")
     texts = train if config.kind == "char" else train.sample(_TOKENIZER_CHARACTERS)
-    return Tokenizer.train(config.kind, texts, config.vocab_size, special_tokens=config.special_tokens)
+    return Tokenizer.train(
+        config.kind, texts, config.vocab_size, or_fewer=config.or_fewer, special_tokens=config.special_tokens
+    )
 
 
 def _load_tokenizer(config: TokenizerConfig) -> Tokenizer:

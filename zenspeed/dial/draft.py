@@ -49,7 +49,7 @@ def draft(recipe: Recipe, ends: Ends) -> Draft:
         share = min(0.05, _HELD_OUT_BYTES_PER_SECOND * seconds / size)
         data["data"]["validation"] = float(f"{share:.1g}")
     if not any(name.startswith("tokenizer.") for name in given):
-        data["tokenizer"]["vocab_size"] = vocabulary(size, seconds, _is_wide(recipe.data))
+        data["tokenizer"] |= {"vocab_size": vocabulary(size, seconds, _is_wide(recipe.data)), "or_fewer": True}
     return Draft(validate(Recipe, data), given, ends)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from zenspeed.config import Config, InputError, load, nearest
 
@@ -80,26 +80,36 @@ def slowdown(power: float) -> float:
 class ClusterConfig(Config):
     """A cluster file; keys that are null are the accelerator's published figures."""
 
+    called: ClassVar[str] = "a cluster file"
+    outline: ClassVar[str] = "keys (accelerator: H100, count: 8 …)"
+
     accelerator: str
     """A name of the table: V100, A100, H100, B200, MI300X, 910B …"""
     count: int = Field(ge=1)
     """Accelerators in all."""
     per_machine: int | None = Field(None, ge=1)
     """Accelerators of one machine."""
-    memory_gb: float | None = Field(None, gt=0)
+    memory_gb: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Memory of one accelerator, 10⁹ bytes."""
-    bandwidth_gb: float | None = Field(None, gt=0)
+    bandwidth_gb: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Its memory's bandwidth, GB/s."""
-    link_gb: float | None = Field(None, gt=0)
+    link_gb: float | None = Field(None, gt=0, allow_inf_nan=False)
     """To the others of its machine, GB/s in one direction."""
-    network_gb: float | None = Field(None, gt=0)
+    network_gb: float | None = Field(None, gt=0, allow_inf_nan=False)
     """To other machines, GB/s for one accelerator."""
-    watts: float | None = Field(None, gt=0)
+    watts: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Power limit of one accelerator; below the usual one products slow down."""
-    dollars_per_hour: float | None = Field(None, ge=0)
+    dollars_per_hour: float | None = Field(None, ge=0, allow_inf_nan=False)
     """Price of one accelerator; without it no money is reckoned."""
-    overhead_watts: float = Field(0.3, ge=0)
+    overhead_watts: float = Field(0.3, ge=0, allow_inf_nan=False)
     """Power of the rest (host, network, cooling), as a share of the accelerators'."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ClusterConfig:
+        if self.per_machine is not None and self.count > self.per_machine and self.count % self.per_machine:
+            whole = -(-self.count // self.per_machine) * self.per_machine
+            raise ValueError(f"count: {self.count} are no whole machines of per_machine={self.per_machine}; take {whole}")
+        return self
 
 
 class Cluster(NamedTuple):

@@ -285,7 +285,9 @@ def _tokenizer(recipe: Recipe, train: Rows) -> Tokenizer:
     special = _special_tokens(recipe, train)
     if recipe.task.kind not in ("seq2seq", "chat", "span_corruption"):
         special = settings.special_tokens or special
-    return Tokenizer.train(settings.kind, _sample(recipe, train), settings.vocab_size, special_tokens=special)
+    return Tokenizer.train(
+        settings.kind, _sample(recipe, train), settings.vocab_size, or_fewer=settings.or_fewer, special_tokens=special
+    )
 
 
 def _sample(recipe: Recipe, train: Rows) -> Iterator[str]:

@@ -84,12 +84,19 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls, kind: str, texts: Iterable[str], vocab_size: int | None = None, *, special_tokens: Sequence[str] = ()
+        cls,
+        kind: str,
+        texts: Iterable[str],
+        vocab_size: int | None = None,
+        *,
+        or_fewer: bool = False,
+        special_tokens: Sequence[str] = (),
     ) -> Tokenizer:
         """A tokenizer of `kind` (bpe, wordpiece, word, char) from `texts`, which are gone through once.
 
         Args:
             vocab_size: null takes DEFAULT_VOCAB_SIZE, or as many as the texts hold; char takes every character.
+            or_fewer: texts that hold fewer tokens (bpe) make fewer.
             special_tokens: put in front of the vocabulary. A usual name ([CLS], [SEP], [PAD], [MASK], …) gives that role.
 
         Raises:
@@ -99,7 +106,7 @@ class Tokenizer:
             return cls.train_char(texts, special_tokens)
         size = vocab_size or DEFAULT_VOCAB_SIZE
         if kind == "bpe":
-            return cls.train_bpe(texts, size, or_fewer=vocab_size is None, special_tokens=special_tokens)
+            return cls.train_bpe(texts, size, or_fewer=or_fewer or vocab_size is None, special_tokens=special_tokens)
         learn = {"wordpiece": train_wordpiece, "word": train_words}[kind]
         inner = learn(map(replace_surrogates, texts), size, special_tokens)
         return cls(inner, word_settings(segments=kind == "word"))
@@ -120,7 +127,7 @@ class Tokenizer:
         if possible < vocab_size and not or_fewer:
             raise InputError(
                 f"tokenizer.vocab_size: {vocab_size} tokens asked, but the training text only makes {possible}; "
-                f"give --set tokenizer.vocab_size={possible} or less, or more text"
+                f"give --set tokenizer.vocab_size={possible} or less, --set tokenizer.or_fewer=true, or more text"
             )
         return cls(inner, _settings())
 

@@ -8,6 +8,7 @@ optim.name=[adamw, muon]   one of several values
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -96,6 +97,8 @@ def _parse_one(text: str) -> Dimension:
         low, high = float(low_text), float(high_text)
     except ValueError:
         raise InputError(f"--search {text}: expected {key}=LOW..HIGH or {key}=[A, B]") from None
+    if math.isinf(low) or math.isinf(high):
+        raise InputError(f"--search {text}: has no end; give two numbers, as in --search optim.lr=1e-4..1e-1")
     if not low < high:
         raise InputError(
             f"--search {text}: is empty: {low_text.strip()} is not below {high_text.strip()}; write the lower first"

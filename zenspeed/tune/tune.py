@@ -61,6 +61,16 @@ class Options(NamedTuple):
     parts: Sequence[str] = PARTS
 
 
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        before = str(error)
+    if not isinstance(before, dict) or before.get("schema") != "zenspeed.tune":
+        raise InputError(f"{path}: is no record of a tuning that could be gone on with; take it away, or give --folder NEW")
+    return before
+
+
 class Tuning:
     """One tuning, and what it has found so far (`record`, which is tune.json)."""
 
@@ -76,6 +86,10 @@ class Tuning:
             check(self.dimensions, make, options.sets, [m.partition(":")[0] for m in options.metrics])
         digest = hashlib.sha256(dump(self.recipe).encode()).hexdigest()
         self.path = self.folder / "tune.json"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--folder {self.folder}: cannot be written in: {error.strerror}; give another") from None
         self.record: dict[str, Any] = {
             "schema": "zenspeed.tune",
             "version": 1,
@@ -84,7 +98,7 @@ class Tuning:
             "seconds": 0.0,
         }
         if self.path.exists():
-            before = json.loads(self.path.read_text(encoding="utf-8"))
+            before = _read_record(self.path)
             if before.get("recipe") != digest:
                 raise InputError(f"{self.folder}: holds the tuning of another recipe; give another: --folder NEW")
             self.record = before
@@ -96,7 +110,6 @@ class Tuning:
 
     def save(self) -> None:
         self.record["seconds"] = self.spent + time.monotonic() - self.started
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, json.dumps(self.record, ensure_ascii=False, indent=1))
 
     def seconds_left(self) -> float | None:
