@@ -24,6 +24,7 @@ from zenspeed.export.probe import Probe
 from zenspeed.export.run import export, verify
 from zenspeed.export.targets import write_compiled, write_onnx
 from zenspeed.models.build import build_model
+from zenspeed.models.hf import to_huggingface
 from zenspeed.models.presets import ModelConfig
 from zenspeed.run import open_run
 from zenspeed.text.tokenizer import Tokenizer
@@ -238,6 +239,41 @@ def test_another_answer_is_named_and_nothing_is_kept(llama: Path, tmp_path: Path
     with pytest.raises(InputError, match="not kept"):
         export(llama, "torch", tmp_path / "out", say=lambda line: None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "weight", "in_transformers", "in_a_graph"),
+    [
+        ({"preset": "llama"}, "blocks.1.feed_forward.down.weight", "layer 1", "keys and values of layer 2"),
+        ({"preset": "bert"}, "body.blocks.1.attention.out.weight", "layer 1", None),
+        ({"preset": "t5"}, "decoder.blocks.1.cross.out.weight", "decoder layer 1", "keys and values of layer 2"),
+        ({"preset": "t5"}, "encoder.blocks.0.attention.out.weight", "encoder layer 0", "encoder"),
+        ({"preset": "gpt2"}, "norm.weight", "last layer or behind", "behind the last layer"),
+    ],
+)
+def test_the_first_layer_that_differs_is_named(
+    more: dict[str, str], weight: str, in_transformers: str, in_a_graph: str | None, tmp_path: Path
+) -> None:
+    """A weight of the exported file is another."""
+    kind = {"bert": "masked_lm", "t5": "seq2seq"}.get(more["preset"], "language_model")
+    config = ModelConfig.model_validate({"layers": 3, "width": 32, "heads": 2, "context": 16, "dropout": 0.0, **more})
+    right, wrong = (build_model(config, 50, "masked" if kind == "masked_lm" else "language", 0).eval() for _ in range(2))
+    with torch.no_grad():
+        for model in (right, wrong):
+            generator = torch.Generator().manual_seed(1)
+            for p in model.parameters():
+                p.normal_(std=0.3, generator=generator)
+        dict(wrong.named_parameters())[weight].mul_(1.1)
+    probe = Probe(np.arange(10, 20), np.zeros(10, np.int64) if kind == "masked_lm" else None, None)
+    probe = probe._replace(source=np.arange(5, 12)) if kind == "seq2seq" else probe
+    to_huggingface(wrong, tmp_path)
+    others = {in_transformers: runtimes.Transformers(tmp_path, kind, "first", False)}
+    if in_a_graph is not None:
+        write_onnx(wrong, tmp_path, None)
+        others[in_a_graph] = runtimes.Onnx(tmp_path, right)
+    for words, other in others.items():
+        with pytest.raises(InputError, match=rf"first at token \d+ .*; first .*{words}"):
+            gate.check(runtimes.Own(right), other, [probe], 16, False)
 
 
 def test_what_is_refused(llama: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from zenspeed.config import InputError
 from zenspeed.evaluate.interval import Figure, ratio_interval
 from zenspeed.export.probe import PROBES, Probe, loss_of
-from zenspeed.export.runtimes import Runtime
+from zenspeed.export.runtimes import Own, Runtime
 
 TOLERANCE = 1e-3
 """Largest difference of a logit, as a share of the largest logit of the text."""
@@ -22,11 +22,11 @@ GREEDY = 16
 """Tokens that are generated after the first half of a probe, or from its source."""
 
 
-def check(own: Runtime, other: Runtime, probes: Sequence[Probe], context: int, generates: bool) -> dict[str, Any]:
+def check(own: Own, other: Runtime, probes: Sequence[Probe], context: int, generates: bool) -> dict[str, Any]:
     """The outcome, as it is written beside the file.
 
     Raises:
-        InputError: an answer differs; the probe and the first token are named.
+        InputError: an answer differs; the probe, the first token, and the first layer where the runtime shows it, are named.
     """
     worst = 0.0
     for number, probe in enumerate(probes[:PROBES]):
@@ -37,7 +37,8 @@ def check(own: Runtime, other: Runtime, probes: Sequence[Probe], context: int, g
         difference = np.abs(found - wanted) / scale
         worst = max(worst, float(np.nan_to_num(difference, nan=np.inf).max()))
         if not difference.max() <= TOLERANCE:
-            raise InputError(f"export: not kept: {_first(number, probe, difference)}")
+            layer = other.first_layer(own, probe, TOLERANCE)
+            raise InputError(f"export: not kept: {_first(number, probe, difference)}" + (f"; first {layer}" if layer else ""))
         if probe.target is not None and wanted.argmax() != found.argmax():
             raise InputError(
                 f"export: not kept: probe {number} gets label {found.argmax()}, the trained model {wanted.argmax()}"

@@ -14,6 +14,7 @@ import numpy as np
 
 from zenspeed.config import InputError
 from zenspeed.export.probe import Probe
+from zenspeed.export.runtimes import Runtime
 
 PROGRAM = Path(__file__).with_name("read_gguf.py")
 
@@ -37,7 +38,7 @@ def find_python(given: Path | None) -> Path | None:
     raise InputError(f"--runtime-python {given}: does not import llama_cpp: {said}; install llama-cpp-python there")
 
 
-class LlamaCpp:
+class LlamaCpp(Runtime):
     """Opens a GGUF file; `close` ends the process.
 
     Raises:

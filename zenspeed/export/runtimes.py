@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,19 +12,26 @@ from torch import nn
 
 from zenspeed.export.graph import NAMES, EncoderGraph, graphs_of
 from zenspeed.export.probe import Probe
+from zenspeed.models.encoder_decoder import EncoderDecoder
 
 
-class Runtime(Protocol):
+class Runtime(ABC):
     """Logits of one text at a time: (T, V) of a decoder, (L,) of a label head, (T, 2) of a span head, (C,) of an embedding."""
 
+    @abstractmethod
     def output(self, probe: Probe) -> np.ndarray: ...
 
+    @abstractmethod
     def greedy(self, probe: Probe, num: int) -> list[int]:
         """The likeliest continuation of its tokens, through the runtime's own cache where it has one."""
-        ...
+
+    def first_layer(self, own: Own, probe: Probe, tolerance: float) -> str | None:
+        """What is the first to differ from the trained model's by more than `tolerance` of its largest number; None: the
+        runtime shows nothing but its answers."""
+        return None
 
 
-class Own:
+class Own(Runtime):
     """The trainer's model, as it is trained, in fp32."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -46,8 +53,27 @@ class Own:
             found.append(int(self.output(probe._replace(tokens=text))[-1].argmax()))
         return found
 
+    def layers(self, probe: Probe) -> dict[str, list[np.ndarray]]:
+        """(T, C) behind each layer, of the one stack of layers or of the encoder's and the decoder's."""
+        model: Any = getattr(self.model, "body", self.model)
+        stacks = {"": model} if hasattr(model, "blocks") else {}
+        if isinstance(model, EncoderDecoder):
+            stacks = {"encoder ": model.encoder, "decoder ": model.decoder}
+        found: dict[str, list[np.ndarray]] = {name: [] for name in stacks}
+        hooks = [
+            block.register_forward_hook(lambda block, given, x, kept=found[name]: kept.append(x[0].float().numpy()))
+            for name, stack in stacks.items()
+            for block in stack.blocks
+        ]
+        try:
+            self.output(probe)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
 
-class _Graphs(ABC):
+
+class _Graphs(Runtime):
     """Graphs of tensors, whoever runs them."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -80,6 +106,26 @@ class _Graphs(ABC):
             new = np.array([[found[-1]]], np.int64)
         return found
 
+    def first_layer(self, own: Own, probe: Probe, tolerance: float) -> str | None:
+        """By the keys and values, which a graph gives out for each layer."""
+        if isinstance(self.graphs.get("model"), EncoderGraph):
+            return None
+        part, inputs = self._read(probe)
+        tokens = {"tokens": probe.tokens[None], "mask": _behind_nothing(len(probe.tokens)), "past": self._empty}
+        if probe.source is not None:
+            source = {"tokens": probe.source[None], "mask": np.ones_like(probe.source[None])}
+            if _differ(self.run("encoder", source)[0], self._eager("encoder", source)[0], tolerance):
+                return "in the encoder"
+        found, wanted = self.run(part, tokens | inputs)[1], self._eager(part, tokens | inputs)[1]
+        layers = (i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if _differ(a, b, tolerance))
+        return _named("keys and values of layer", next(layers, None))
+
+    @torch.no_grad()
+    def _eager(self, part: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """What torch makes of the same graph."""
+        found = self.graphs[part](*(torch.from_numpy(inputs[name]) for name in NAMES[type(self.graphs[part])][0]))
+        return [t.numpy() for t in (found if isinstance(found, tuple | list) else (found,))]
+
     def _read(self, probe: Probe) -> tuple[str, dict[str, np.ndarray]]:
         """The graph that writes, and what it needs of the source."""
         if probe.source is None:
@@ -87,6 +133,14 @@ class _Graphs(ABC):
         tokens = probe.source[None]
         mask = np.ones_like(tokens)
         return "decoder", {"source_mask": mask, "memory": self.run("encoder", {"tokens": tokens, "mask": mask})[0]}
+
+
+def _differ(found: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
+    return not np.abs(found - wanted).max() <= tolerance * max(1.0, float(np.abs(wanted).max()))
+
+
+def _named(what: str, layer: int | None) -> str:
+    return "behind the last layer's attention" if layer is None else f"in the {what} {layer}"
 
 
 def _behind_nothing(num: int) -> np.ndarray:
@@ -148,7 +202,7 @@ CLASSES = {
 """The class of transformers for a run of a task."""
 
 
-class Transformers:
+class Transformers(Runtime):
     """The package `transformers`, in fp32."""
 
     def __init__(self, folder: Path, kind: str, pool: str, writes: bool) -> None:
@@ -173,6 +227,17 @@ class Transformers:
             pooled = {"first": hidden[0], "last": hidden[-1], "mean": hidden.mean(0)}[self._pool]
             return torch.nn.functional.normalize(pooled, dim=0).numpy()
         return found.logits[0].numpy()
+
+    @torch.inference_mode()
+    def first_layer(self, own: Own, probe: Probe, tolerance: float) -> str | None:
+        """By what it gives out behind each layer but the last, which comes behind the last norm."""
+        shown = self._model(**_inputs(probe), output_hidden_states=True)
+        for stack, wanted in own.layers(probe).items():
+            found = shown.hidden_states if not stack else shown[f"{stack.strip()}_hidden_states"]
+            for layer, (a, b) in enumerate(zip(found[1:-1], wanted[:-1], strict=True)):
+                if _differ(a[0].numpy(), b, tolerance):
+                    return f"in {stack}layer {layer}"
+        return "in the last layer or behind it"
 
     @torch.inference_mode()
     def greedy(self, probe: Probe, num: int) -> list[int]:
