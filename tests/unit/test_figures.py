@@ -220,6 +220,16 @@ def test_an_evaluation_holds_it_all() -> None:
         )
 
 
+def test_an_interval_without_width_is_warned_of() -> None:
+    def said(right: int) -> list[str]:
+        rows = [{"label": "a", "prediction": "a" if i < right else "b"} for i in range(120)]
+        return [w for w in evaluation(checked(rows), Options())["warnings"] if "without width" in w]
+
+    (warning,) = said(120)
+    assert warning.endswith("other rows may not: precision_macro, f1_macro, f1_weighted, f1[a]")
+    assert not any("f1_macro" in w for w in said(100))
+
+
 def test_numbers_in_a_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "p.jsonl"
     path.write_text('{"label": "4.5", "prediction": 3.5}\n{"label": 1, "prediction": 2.0}\n')

@@ -24,7 +24,7 @@ def evaluate(
         typer.Option(help="Data to evaluate on; several: each gets figures of its own. Default: the run's validation split."),
     ] = None,
     checkpoint: CheckpointName = None,
-    predictions: Annotated[Path | None, typer.Option(help="JSON lines of predictions to score, without a model.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Predictions to score without a model: .jsonl, .csv, .tsv.")] = None,
     slices: Annotated[
         list[str] | None,
         typer.Option(
@@ -32,7 +32,7 @@ def evaluate(
         ),
     ] = None,
     protected: Annotated[
-        list[str] | None, typer.Option(help="Column whose groups are to be treated alike: gaps with intervals.")
+        list[str] | None, typer.Option(help="Column whose groups are to be treated alike: gaps with intervals and p.")
     ] = None,
     threshold: Annotated[
         list[str] | None, typer.Option(help="precision=0.9 or recall=0.95: the threshold of each label that reaches it.")

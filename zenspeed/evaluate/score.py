@@ -136,6 +136,9 @@ def _warnings(figures: Figures, n: int, parts: Sequence[Slice], found: Mapping[s
             if width > _WIDE:
                 need = round(n * (2 * width / _WIDE) ** 2, -2)
                 warnings.append(f"{name} is uncertain by ±{50 * width:.0f} points; about {need:,.0f} rows would make it ±5")
+    if alike := [name for name, f in figures.items() if isinstance(f, Figure) and f.low is not None and f.low == f.high]:
+        shown = ", ".join(alike[:5]) + (" …" if len(alike) > 5 else "")
+        warnings.append(f"intervals without width, for every resample gives the same value; other rows may not: {shown}")
     if "confusion" in found:
         rows = {name: sum(counts) for name, counts in zip(*found["confusion"].values(), strict=True)}
         few = [f"{name!r} ({count})" for name, count in rows.items() if count < _FEW_OF_LABEL]

@@ -135,6 +135,8 @@ _SENTENCES = (
     (r"labels with fewer than (\d+) rows, whose figures say little: (.+)", r"以下标签不足 \1 行，其指标说明不了多少：\2"),
     (r"([\d,]+) texts? (?:is|are) equal or nearly equal to another with another label",
      r"有 \1 条文本与标签不同的另一条相同或几乎相同"),
+    (r"intervals without width, for every resample gives the same value; other rows may not: (.+)",
+     r"每次重采样都得到同一值，因此区间没有宽度，而其他行未必如此：\1"),
     (r"slice (.+): (\d+) of (\d+) values have fewer than (\d+) rows", r"分组 \1：\3 个取值中有 \2 个不足 \4 行"),
     (r"no rows(?: to count)?", "没有行"),
     (r"these rows do not define it", "这些行无法定义它"),
