@@ -142,6 +142,15 @@ def test_ctrl_c_prints_the_best_so_far(reviews: Path, in_process: None, monkeypa
     assert len(json.loads((reviews / "out" / "tune.json").read_text())["trials"]) == 3
 
 
+def test_ctrl_c_before_anything_was_found_says_so(reviews: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Here, recipe: Recipe, folder: Path, place: trial.Place) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Here, "__init__", interrupted)
+    said = run("tune", "recipe.yaml", *[part for key in SMALL for part in ("--set", key)], "--folder", "out")
+    assert "stopped; the best so far:" in said and "the recipe stays as it is" in said and "the same command goes on" in said
+
+
 def test_a_metric_that_is_not_there(reviews: Path, in_process: None) -> None:
     small = [part for key in SMALL for part in ("--set", key)]
     with pytest.raises(InputError, match=r"--metric acuracy: .*nearest first: accuracy,"):

@@ -384,8 +384,8 @@ def tune(make: Make, options: Options, source: str, say: Callable[[str], None]) 
         Interrupted: Ctrl-C; the best so far is written, and the same command goes on.
     """
     tuning = Tuning(make, options, source, say)
-    metrics = tuning.probe()
     try:
+        metrics = tuning.probe()
         if "layout" in options.parts:
             tuning.layout()
         if "rate" in options.parts:
