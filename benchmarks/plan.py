@@ -49,7 +49,7 @@ MEGATRON_ROWS = [
     (1008.0, 160, 25600, 128, 8, 64, 3072, 3072, 163),
 ]  # fmt: skip
 
-# Rows that no constant was chosen on and that were not looked at while the formulas were written, as published by Databricks
+# Rows that no constant was chosen on, as published by Databricks
 # (llm-foundry, scripts/train/benchmarking/README.md, H100 80 GB in bf16, ZeRO 3, nothing compiled): layers, width, heads of the
 # model; context, GPUs, micro-batch, accumulation, activations computed again, tokens/s a GPU.
 MPT = {"70b": (80, 8192, 64), "30b": (48, 7168, 56), "13b": (40, 5120, 40), "7b": (32, 4096, 32), "3b": (32, 2560, 20),
@@ -118,7 +118,7 @@ def main() -> None:
         size, rate = megatron(row)
         mark = "held out" if index % 2 else "fitted"
         print(f"{row[0]:12} {size:9.1f} {size / row[0] - 1:+.0%} {rate:8.0f} {row[8]:5} {rate / row[8] - 1:+.0%}  {mark}")
-    print(f"\n{'not seen before':36} {'tokens/s a GPU':>16}")
+    print(f"\n{'no constant chosen on these':36} {'tokens/s a GPU':>16}")
     for name, planned, published in unseen():
         print(f"{name:36} {planned:8.0f} {published:7.0f} {planned / published - 1:+.0%}")
 
