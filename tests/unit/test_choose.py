@@ -106,6 +106,14 @@ def test_keys_for_rows_alone_may_be_set(tmp_path: Path) -> None:
     assert recipe.data.test == test and recipe.train.curriculum == "length"
 
 
+@pytest.mark.parametrize("key", ["model.context", "task.max_tokens"])
+def test_windows_fit_into_a_length_that_was_given(key: str, tmp_path: Path) -> None:
+    rows = [{"text": "word " * 100, "label": "ab"[i % 2]} for i in range(20)]
+    source = table(tmp_path / "a.jsonl", rows)
+    recipe = load(Recipe, None, [f"{key}=24"], base=choose(source, "classification", {}, [f"{key}=24"]).recipe)
+    assert recipe.task.stride == 6 and 24 in (recipe.model.context, recipe.task.max_tokens)
+
+
 @pytest.mark.parametrize("kind", get_args(TaskConfig.model_fields["kind"].annotation))
 def test_every_task_can_be_chosen(kind: str, tmp_path: Path) -> None:
     source = table(tmp_path / "a.jsonl", rows_of(kind))

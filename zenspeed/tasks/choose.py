@@ -105,14 +105,17 @@ def choose(source: str, kind: str | None, keys: Mapping[str, str], sets: Sequenc
     pretrained = bool({"model.huggingface", "model.from_run"} & given)
     form = {} if pretrained or "model.preset" in given else _MODELS[shape.body]
     texts = [column for key, column in named.items() if key in (*shape.texts, "messages")]
-    facts = facts_of(load(Recipe, None, sets, base=base | {"model": form}), texts, _tokenizer(shape.body)["kind"], shape.joined)
+    asked = load(Recipe, None, sets, base=base | {"model": form})
+    facts = facts_of(asked, texts, _tokenizer(shape.body)["kind"], shape.joined)
     lines = [f"task       {kind}, {shape.does}: {why}", f"data       {_described(facts, named)}"]
     parts = _Parts(base, lines, given)
     if pretrained:
         parts.lines.append("model      the pretrained one that was named, with its tokenizer and fine-tuning's rates")
     else:
         _add_model(parts, shape.body, form, facts)
-    _add_length(parts, kind, facts, pretrained)
+    wished = [asked.model.context] if "model.context" in given else []
+    wished += [asked.task.max_tokens] if asked.task.max_tokens is not None else []
+    _add_length(parts, kind, facts, pretrained, min(wished, default=None))
     _add_schedule(parts, kind, shape.body, facts, pretrained)
     return Chosen(base, lines)
 
@@ -203,9 +206,9 @@ def _add_model(parts: _Parts, body: Body, form: Mapping[str, Any], facts: Facts)
     parts.add("model", {**form, **sizes}, why, "model")
 
 
-def _add_length(parts: _Parts, kind: str, facts: Facts, pretrained: bool) -> None:
-    """The length of a sequence: of the model, or with pretrained weights of the texts alone."""
-    longest = 256 if kind == "language_model" else min(max(32, facts.fits), _LONGEST)
+def _add_length(parts: _Parts, kind: str, facts: Facts, pretrained: bool, wished: int | None) -> None:
+    """The length of a sequence: of the model, or with pretrained weights of the texts alone. `wished`: by the user."""
+    longest = wished or (256 if kind == "language_model" else min(max(32, facts.fits), _LONGEST))
     over = float((facts.lengths > longest - 2).mean())
     why = f"{longest} tokens" + ("" if kind == "language_model" else f": {100 * (1 - over):.1f} % of rows fit")
     values = {"max_tokens": longest} if pretrained else {}
