@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas
@@ -131,6 +134,14 @@ def test_gaps_between_groups_stand_beside_their_p_value() -> None:
     assert gap["p"] < 0.01 and "<th>p</th>" in page and f">{gap['p']:.3g}</td>" in page
     assert "机会均等差距 [a]" in page and page.count("f 1.000 (n 20), m 0.000 (n 20)") >= 4
     assert "<th>p</th>" not in parts.figure_table(found["figures"]), "no other figure comes with a test"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
+def test_a_browser_shows_it_without_fault(runs: list[Path]) -> None:
+    """Wide and narrow, light and dark, in both languages: no console error, no labels that overlap, nothing off the screen."""
+    script = [sys.executable, str(Path(__file__).resolve().parents[2] / "benchmarks" / "look_at_page.py")]
+    done = subprocess.run([*script, str(runs[0] / "report.html")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.count(": good") == 4, done.stdout + done.stderr
 
 
 def test_the_json_is_read_by_pandas(runs: list[Path]) -> None:

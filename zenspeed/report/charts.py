@@ -14,7 +14,7 @@ from typing import NamedTuple
 from zenspeed.report.words import svg_words
 
 WIDTH, HEIGHT = 400, 270
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 44
 _CHARACTER = 6.4  # width of a digit at 11 px, on the safe side
 _MOST_POINTS = 400
 NUM_COLOURS = 6
