@@ -61,6 +61,17 @@ MPT_ROWS = [
     ("3b", 8192, 8, 3, 6, False, 16578), ("1b", 2048, 8, 14, 1, False, 45455), ("1b", 16384, 8, 2, 4, False, 19649),
     ("760m", 2048, 8, 24, 2, False, 63147), ("760m", 16384, 8, 3, 2, False, 27815),
 ]  # fmt: skip
+# More rows of the same table, first reckoned after the attention kernel had become an input.
+MPT_LATER = [
+    ("13b", 32768, 8, 1, 3, True, 1976), ("7b", 65536, 8, 1, 2, True, 1956), ("7b", 32768, 8, 2, 2, True, 3318),
+    ("3b", 65536, 8, 1, 2, True, 3262), ("3b", 32768, 8, 3, 6, True, 5873), ("3b", 16384, 8, 1, 6, False, 11152),
+    ("1b", 65536, 8, 1, 2, True, 5506), ("1b", 32768, 8, 1, 4, False, 12025), ("760m", 32768, 8, 1, 2, False, 16291),
+    ("760m", 8192, 8, 6, 2, False, 41825), ("1b", 8192, 8, 3, 4, False, 29157), ("7b", 4096, 8, 16, 2, True, 8611),
+    ("3b", 4096, 8, 5, 6, False, 20964), ("1b", 4096, 8, 7, 4, False, 38535), ("760m", 4096, 8, 12, 2, False, 55459),
+    ("30b", 4096, 8, 1, 21, True, 1802), ("30b", 2048, 8, 3, 21, True, 2002), ("3b", 2048, 16, 10, 3, False, 24142),
+    ("1b", 512, 8, 56, 4, False, 52275), ("3b", 512, 8, 40, 6, False, 27965), ("760m", 512, 8, 96, 2, False, 83749),
+    ("1b", 2048, 64, 20, 1, False, 44402), ("70b", 2048, 32, 2, 16, True, 882),
+]  # fmt: skip
 
 
 def mpt(row: tuple[str, int, int, int, int, bool, int]) -> Estimate:
@@ -76,7 +87,8 @@ def mpt(row: tuple[str, int, int, int, int, bool, int]) -> Estimate:
 
 def unseen() -> list[tuple[str, float, float]]:
     """(name, planned, published) tokens/s a GPU."""
-    return [(f"MPT {r[0]}, {r[1]}, {r[2]} H100", mpt(r).tokens_per_second / r[2], float(r[6])) for r in MPT_ROWS]
+    rows = [*MPT_ROWS, *MPT_LATER]
+    return [(f"MPT {r[0]}, {r[1]}, {r[2]} H100", mpt(r).tokens_per_second / r[2], float(r[6])) for r in rows]
 
 
 def titan(model: str, layout: Layout) -> Estimate:

@@ -195,8 +195,10 @@ def _data_seconds(weights: float, layout: Layout, cluster: Cluster, rates: Rates
     ranks = layout.data * layout.context
     if ranks == 1:
         return 0.0
-    inside = ranks * layout.tensor <= cluster.device.per_machine
-    bandwidth = (cluster.device.link if inside else cluster.device.network) * rates.links
+    device, inside = cluster.device, ranks * layout.tensor <= cluster.device.per_machine
+    # Rings through a machine leave it by another accelerator's network each: its ranks of one group share all of theirs.
+    together = max(1, device.per_machine // layout.tensor)
+    bandwidth = (device.link if inside else min(device.link, together * device.network)) * rates.links
     share = (ranks - 1) / ranks
     reductions = layout.accumulation if layout.zero >= 2 else 1
     volume = weights * share * layout.gradient_bytes * reductions  # scatter of sums
