@@ -39,6 +39,10 @@ def main() -> NoReturn:
     # Threads that wait for each other spin for microseconds, not milliseconds: as fast on a quiet machine, and three times as
     # fast on one that is shared (docs/LOG.md). Read by OpenMP when torch is imported, so it is set before.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # Products that oneDNN and torch keep compiled, one a shape, else 1,024 of them: batches of uneven texts have ever new
+    # ones, of 0.3 MB each. A context of 4,096 tokens has 250 (docs/LOG.md).
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "512")
     try:
         app(standalone_mode=True)
     except InputError as error:
