@@ -13,7 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.distributed.parameter_server import BATCH, Running, Worker, batch_of, engine_of, loss_sum, model, run_until_finished
+from tests.distributed.parameter_server import (
+    BATCH,
+    CONTEXT,
+    Running,
+    Worker,
+    batch_of,
+    engine_of,
+    loss_sum,
+    model,
+    run_until_finished,
+)
 from tests.distributed.ranks import run_ranks
 from zenspeed.engine import Engine
 from zenspeed.errors import InputError
@@ -22,12 +32,13 @@ from zenspeed.optim import lr_factor, plan_optimizers
 from zenspeed.parallel.mesh import build_mesh, start_world, world
 from zenspeed.parallel.zero import ZeroOptions
 from zenspeed.recipe import GuardConfig, OptimConfig
+from zenspeed.runlog import read_events
 from zenspeed.server.client import Servers
 from zenspeed.server.clocks import Clocks, Share
 from zenspeed.server.compress import Feedback, decode, encode, num_bytes
 from zenspeed.server.keys import divide, gather, keys_of, scatter
 from zenspeed.server.replica import Ticket
-from zenspeed.server.wire import Refused
+from zenspeed.server.wire import Kind, Refused
 from zenspeed.server.worker import Work
 
 STEPS = 50
@@ -88,6 +99,37 @@ def run(
     crew = [Worker([server.address], options, optim, steps) for _ in range(workers)]
     run_until_finished(crew)
     return server.losses, crew[0].weights()
+
+
+def samples(first: int, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Samples one by one; those of the second half of a batch are a quarter as long."""
+    out = []
+    for sample in range(first, first + count):
+        step, row = divmod(sample, BATCH)
+        length = CONTEXT if row < BATCH // 2 else CONTEXT // 4
+        inputs, targets = (part[row : row + 1, :length] for part in batch_of(step))
+        out.append((inputs, targets))
+    return out
+
+
+def work_of(worker: Worker, folder: Path, loss: Callable[..., Tensor]) -> Work:
+    """What computes a share in the loop of `worker`, on `samples`."""
+    task = SimpleNamespace(
+        micro_batches=lambda first, sizes: samples(first, sum(sizes)),
+        num_targets=lambda batch: batch[1].numel(),
+        num_tokens=lambda batch: batch[0].numel(),
+        loss=loss,
+    )
+    train = SimpleNamespace(batch_size=BATCH, micro_batch_size=None)
+    work: Any = object.__new__(Work)
+    work.run = SimpleNamespace(recipe=SimpleNamespace(run=SimpleNamespace(seed=0), train=train), folder=folder, task=task)
+    work.spec, work.servers, work.engine, work.replica = worker.spec, worker.servers, worker.engine, worker.replica
+    work.guard = Guard(GuardConfig(), worker.spec.clip)
+    return work  # type: ignore[no-any-return]
+
+
+def ticket_of(clock: int, number: int) -> Ticket:
+    return Ticket(0, 0, lead=True, finished=False, records=[], clock=clock, number=number)
 
 
 # Must hold --------------------------------------------------------------------------------------------------------------
@@ -255,6 +297,50 @@ def test_local_steps_of_one_with_plain_averaging_are_data_parallel(start: Callab
     assert largest(losses, reference) < 1e-6
 
 
+def weighted(weight_of: Callable[[float], float], steps: int, each: int) -> Tensor:
+    """Two workers, `each` updates of plain SGD of their own, the mean of both by `weight_of` their targets; last weights."""
+    module = model()
+    parameters = list(module.parameters())
+    for clock in range(steps // each):
+        shared, ends, weights = gather(parameters), [], []
+        for number in range(2):
+            scatter(shared, parameters)
+            own = range(clock * each, (clock + 1) * each)
+            batches = [samples(step * BATCH + number * BATCH // 2, BATCH // 2) for step in own]
+            for batch in batches:
+                count = sum(part[1].numel() for part in batch)
+                loss = torch.stack([loss_sum(module, part) for part in batch]).sum() / count
+                gradients = gather(list(torch.autograd.grad(loss, parameters)))
+                scatter(gather(parameters) - PLAIN.lr * gradients, parameters)
+            ends.append(gather(parameters))
+            weights.append(weight_of(float(sum(part[1].numel() for batch in batches for part in batch))))
+        scatter(sum((w * e for w, e in zip(weights, ends, strict=True)), torch.zeros(())) / sum(weights), parameters)
+    return gather(parameters)
+
+
+@pytest.mark.parametrize(("consistency", "each"), [("synchronous", 1), ("local", 1), ("local", 3)])
+def test_workers_weigh_as_much_as_they_have_targets(
+    start: Callable[..., Running], tmp_path: Path, consistency: str, each: int
+) -> None:
+    """Gradients, deltas and losses; the second share has a quarter of the first one's."""
+    server, steps = start(), 12
+    options = {"consistency": consistency, "local_steps": each, "clip": None}
+    works = [work_of(Worker([server.address], options, PLAIN, steps), tmp_path, loss_sum) for _ in range(2)]
+    said = []
+    for _ in range(steps // each):
+        tickets = [work.replica.take(close=False, progress=None, records=None) for work in works]
+        for work, ticket in zip(works, tickets, strict=True):
+            said.append(work._compute(ticket))
+            work.replica.push(ticket, said[-1], ticket.version)
+    wait_for_version([server], steps // each)
+    ours = torch.cat([link.ask(Kind.PULL, {"have": -1}).body.view(torch.float32) for link in works[0].servers.links])
+    assert [facts["targets"] for facts in said[:2]] == [each * 4 * CONTEXT, each * CONTEXT]
+    assert (ours - weighted(lambda targets: targets, steps, each)).abs().max() < 1e-6
+    assert (ours - weighted(lambda targets: 1.0, steps, each)).abs().max() > 1e-3
+    means = [2 * facts["loss"] for facts in said[:2]]  # what is said is divided by the number of shares
+    assert server.losses[0] == pytest.approx((4 * means[0] + means[1]) / 5, rel=1e-6)
+
+
 @pytest.mark.parametrize("fragments", [1, 4])
 def test_local_steps_learn(start: Callable[..., Running], fragments: int) -> None:
     """8 updates between exchanges, an outer step with Nesterov momentum, deltas in int8; in turn, a quarter of the model."""
@@ -390,6 +476,41 @@ def test_a_worker_computes_once_more_what_looks_wrong(losses: list[float], expec
     assert left == [] and (loss == expected or (expected is None and loss != loss))
     outcomes = {1: [], 2: [("share computed again", "as before" if expected is None else "right at the second try")]}
     assert said == outcomes[len(losses)]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("factors", "made", "reason", "outcome"),
+    [
+        ([1.0], True, None, None),
+        ([NAN, 1.0], True, "loss is nan", "made at the second try"),
+        ([NAN, NAN], False, "loss is nan", "set aside"),
+        ([5.0, 5.0], False, "deviations above the last 20", "set aside"),
+    ],
+    ids=("good", "bit flipped", "not finite", "spike"),
+)
+def test_a_worker_judges_its_own_updates(
+    start: Callable[..., Running], tmp_path: Path, factors: list[float], made: bool, reason: str | None, outcome: str | None
+) -> None:
+    """After 20 good ones of share 1 of 2; `factors`: of the loss, at each try. The servers see only what was made of it."""
+    worker = Worker([start().address], {"consistency": "local"}, PLAIN, 40)
+    left = [1.0] * (20 * BATCH // 2) + [factor for factor in factors for _ in range(BATCH // 2)]
+    work = work_of(worker, tmp_path, lambda module, batch: left.pop(0) * loss_sum(module, batch))
+    for clock in range(20):
+        work._compute(ticket_of(clock, 1))
+    before = gather(list(worker.engine.module.parameters()))
+    facts = work._compute(ticket_of(20, 1))
+    after = gather(list(worker.engine.module.parameters()))
+    assert left == [] and facts["loss"] is not None and torch.isfinite(after).all()
+    assert torch.equal(before, after) != made
+    events = read_events(tmp_path)
+    assert len(events) == (reason is not None)
+    for event in events:
+        assert (event["event"], event["step"], event["outcome"]) == ("update blocked", 21, outcome)
+        assert reason is not None and reason in event["reason"]
+        assert event["samples"] == [20 * BATCH + BATCH // 2, 21 * BATCH] and event["worker"] == worker.servers.number
 
 
 # Bytes ------------------------------------------------------------------------------------------------------------------

@@ -229,7 +229,7 @@ class Work:
         return loss, norm
 
     def _local_update(self, step: int, number: int, micro: list[Batch], targets: float, factor: float) -> float:
-        """One update of this worker's own; a blocked one is tried once more, and then left out. The loss; 0 of one left out."""
+        """One update of this worker's own; a blocked one is tried once more, then left out. The loss; 0 if not finite."""
         rng = torch.get_rng_state()
 
         def attempt() -> tuple[float, Update]:
