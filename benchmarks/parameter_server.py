@@ -4,7 +4,7 @@
 
     equal       two workers, a core each
     one slow    one of them is stopped for two thirds of the time, in slices of 30 ms
-    slow link   10 Mbit/s and 50 ms each way between the workers; the server stands beside the first (benchmarks/link.py; root)
+    slow link   10 Mbit/s and 50 ms each way between the workers; the server stands beside the first (root)
 
 Every run has the same model, data, order and rate (AdamW, constant after its warm-up) and is stopped `--seconds` after both
 workers work. Writes benchmarks/results/parameter_server.jsonl and draws docs/parameter-server.svg; --draw only draws. 13 min.
@@ -28,8 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-import link
+from zenspeed.chaos.carry import Link
+from zenspeed.chaos.network import Network, network
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "parameter_server.jsonl"
@@ -50,6 +50,7 @@ RECIPE = {
     "checkpoint.every": 1_000_000,
 }  # fmt: skip
 SLICE_SECONDS = 0.03
+SLOW_LINK = Link(delay_seconds=0.05, bits_per_second=10e6)
 
 
 def command(settings: dict[str, Any]) -> list[str]:
@@ -64,14 +65,14 @@ def free_port() -> int:
 
 
 class Field:
-    """Two sites where processes can be started: this machine, or two namespaces behind a link."""
+    """Two sites where processes can be started: this machine, or two hosts with a link between them."""
 
-    def __init__(self, place: str, folder: Path) -> None:
-        self.place, self.folder, self.processes = place, folder, []  # type: str, Path, list[subprocess.Popen[bytes]]
-        self.address = link.ADDRESSES[0] if place == "slow link" else "127.0.0.1"
+    def __init__(self, there: Network | None, folder: Path) -> None:
+        self.there, self.folder, self.processes = there, folder, []  # type: Network | None, Path, list[subprocess.Popen[bytes]]
+        self.address = "127.0.0.1" if there is None else there.address(0)
 
     def start(self, site: int, words: list[str], **environment: str) -> subprocess.Popen[bytes]:
-        before = ["ip", "netns", "exec", link.SITES[site]] if self.place == "slow link" else []
+        before = [] if self.there is None else ["ip", "netns", "exec", self.there.namespace(site)]
         with (self.folder / f"log-{len(self.processes)}").open("wb") as log:
             process = subprocess.Popen(
                 [*before, *words], env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, stdout=log, stderr=log
@@ -88,19 +89,16 @@ class Field:
 
 @contextlib.contextmanager
 def field(place: str, folder: Path) -> Iterator[Field]:
-    carrier = None
-    if place == "slow link":
-        link.build()
-        carrier = subprocess.Popen([sys.executable, link.__file__, "10e6", "0.05"])
-    here = Field(place, folder)
-    try:
-        yield here
-    finally:
-        here.end()
-        if carrier is not None:
-            carrier.kill()
-            carrier.wait()
-            link.remove()
+    with network(2) if place == "slow link" else contextlib.nullcontext() as there:
+        if there is not None:
+            there.link(1, SLOW_LINK)
+        elif place == "slow link":
+            raise SystemExit("slow link: needs root and `ip`; leave it out with --only")
+        here = Field(there, folder)
+        try:
+            yield here
+        finally:
+            here.end()
 
 
 def start_workers(here: Field, method: dict[str, Any] | None, run: Path) -> list[subprocess.Popen[bytes]]:
@@ -108,8 +106,8 @@ def start_workers(here: Field, method: dict[str, Any] | None, run: Path) -> list
     port = free_port()
     if method is None:
         group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": here.address, "MASTER_PORT": str(port)}
-        if here.place == "slow link":
-            group |= {"GLOO_SOCKET_IFNAME": link.DEVICE, "TP_SOCKET_IFNAME": link.DEVICE}
+        if here.there is not None:
+            group |= {"GLOO_SOCKET_IFNAME": here.there.DEVICE, "TP_SOCKET_IFNAME": here.there.DEVICE}
         return [here.start(rank, command(settings), RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in (0, 1)]
     key = here.folder / "key"
     key.write_text(secrets.token_hex(32), encoding="ascii")

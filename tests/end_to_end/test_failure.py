@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from zenspeed.chaos.faults import Fault
-from zenspeed.chaos.trial import Curve, Trial, broken_promises, curve_of
+from zenspeed.chaos.network import FAR, network
+from zenspeed.chaos.trial import Curve, Trial, broken_promises, curve_of, step_seconds
 from zenspeed.checkpoint import Checkpoint, list_checkpoints, newest_whole
 from zenspeed.config import load
 from zenspeed.health import FOLDER, read_beat
@@ -73,6 +74,18 @@ def test_promises_are_kept(kind: str, recipe: Recipe, one_process: Curve, tmp_pa
         if event["event"] == "restarted" and kind == "hang":
             assert "wait for rank 1 at" in event["why"] and "on 2 of 3 ranks" in event["why"]
             assert (trial.folder / event["why"].split("stacks: ")[1].split(")")[0].split("/")[-1] / "rank-00002.txt").exists()
+
+
+def test_a_far_network_only_takes_time(recipe: Recipe, one_process: Curve, tmp_path: Path) -> None:
+    with network(2) as there:
+        if there is None:
+            pytest.skip("needs root and `ip`")
+        trial = Trial(recipe, tmp_path / "run", Fault("network delay", 1, 20, 0.0, 0), there)
+        assert broken_promises(trial, trial.run(2), one_process, 2) == []
+    seconds = step_seconds(trial.folder, 20)
+    assert trial.attempt == 1 and seconds is not None and seconds[1] >= FAR.delay_seconds - FAR.jitter_seconds
+    trial.attempt = 2
+    assert "was started 2 times" in broken_promises(trial, 0, one_process, 2)[0]
 
 
 @pytest.mark.parametrize(("zero", "shard_ranks", "ranks"), [(0, None, 3), (1, 2, 4)])

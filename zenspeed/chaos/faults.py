@@ -56,6 +56,7 @@ KINDS = {
     "out of memory": "a rank gets no more memory",
     "network cut": "the network between two hosts is cut",
     "slow network": "the network slows to 20 Mbit/s, which delays every step",
+    "network delay": "all packets to and from a host come 50 ms later, ± 10",
 }
 
 DATA = ("nan batch", "nan batches")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import sys
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from zenspeed.chaos.faults import Fault, parts_of
+from zenspeed.chaos.network import enter
 from zenspeed.errors import InputError
 from zenspeed.launch.train import LAST_LINES
-
-_CLONE_NEWNET = 0x40000000
 
 
 def context() -> Any:
@@ -74,11 +72,3 @@ def run_rank(
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     sys.exit(130 if result.interrupted else 0)
-
-
-def enter(namespace: str) -> None:
-    """Makes this process one of another host's network."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with Path("/var/run/netns", namespace).open() as file:
-        if libc.setns(file.fileno(), _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"cannot enter the network {namespace}")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from zenspeed.chaos.faults import DATA, KINDS, Fault
-from zenspeed.chaos.network import Network, can_slow, network
-from zenspeed.chaos.trial import NETWORK, Curve, Trial, broken_promises, curve_of, recovery_seconds
+from zenspeed.chaos.network import FAULTS, NEEDS, Network, can_have, network
+from zenspeed.chaos.trial import SLOWED, Curve, Trial, broken_promises, curve_of, recovery_seconds, step_seconds
 from zenspeed.config import write_atomically
 from zenspeed.errors import InputError
 from zenspeed.recipe import Recipe
@@ -64,12 +64,13 @@ def _possible(kinds: Sequence[str], there: Network | None, say: Callable[[str], 
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise InputError(f"chaos: no fault {unknown[0]!r}; there are: {', '.join(KINDS)}")
-    out = set(NETWORK if there is None else () if can_slow(there) else NETWORK[1:])
-    for kind in out & set(kinds):
-        say(f"not here: {kind} (needs root, `ip` and `tc`)")
-    if not set(kinds) - out:
+    possible = [kind for kind in kinds if kind not in FAULTS or can_have(there, kind)]
+    for kind in kinds:
+        if kind not in possible:
+            say(f"not here: {kind} (needs {NEEDS[kind]})")
+    if not possible:
         raise InputError("chaos: none of these faults can be made here")
-    return [kind for kind in kinds if kind not in out]
+    return possible
 
 
 def _draw(kind: str, seed: str, steps: int, ranks: int) -> Fault:
@@ -95,6 +96,7 @@ def _one(recipe: Recipe, folder: Path, fault: Fault, reference: Curve, ranks: in
     broken = broken_promises(trial, trial.run(ranks), reference, ranks)
     if trial.network is not None:
         trial.network.heal()
+    slowed = step_seconds(folder, fault.step) if fault.kind in SLOWED else None
     events = [event["event"] for event in read_events(folder)]
     if not broken:
         shutil.rmtree(folder)
@@ -103,6 +105,7 @@ def _one(recipe: Recipe, folder: Path, fault: Fault, reference: Curve, ranks: in
         "attempts": trial.attempt,
         "events": events,
         "recovery_seconds": recovery_seconds(trial),
+        "step_seconds": slowed,
         "seconds": time.monotonic() - began,
         "broken": broken,
     }
@@ -110,10 +113,11 @@ def _one(recipe: Recipe, folder: Path, fault: Fault, reference: Curve, ranks: in
 
 def _line(number: int, runs: int, result: dict[str, Any]) -> str:
     fault = result["fault"]
+    slowed = "" if result["step_seconds"] is None else "a step {:.3f} s, then {:.3f} · ".format(*result["step_seconds"])
     outcome = "kept" if not result["broken"] else "BROKEN: " + "; ".join(result["broken"])
     return (
         f"{number + 1}/{runs} {fault['kind']} · rank {fault['rank']}, step {fault['step']} · {result['attempts']} starts · "
-        f"{result['seconds']:.1f} s · {outcome}"
+        f"{result['seconds']:.1f} s · {slowed}{outcome}"
     )
 
 

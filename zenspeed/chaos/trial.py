@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import random
 import signal
+import statistics
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zenspeed.chaos.faults import Fault
-from zenspeed.chaos.network import Network
+from zenspeed.chaos.network import FAULTS, Network
 from zenspeed.chaos.ranks import ForkedRank, context, run_rank
 from zenspeed.checkpoint import list_checkpoints
 from zenspeed.health import FOLDER, read_beat
@@ -23,7 +25,8 @@ from zenspeed.runlog import note, read_events, read_metrics
 TOLERANCE = 1e-5
 MOST_STARTS = 4
 """Starts of the launcher itself, as a person does when it ended in order."""
-NETWORK = ("network cut", "slow network")
+SLOWED = ("slow network", "network delay")
+"""Faults that only take time: nobody may be started anew for them."""
 
 
 class Curve(NamedTuple):
@@ -47,7 +50,7 @@ class Trial:
         if fault is not None and fault.kind == "weight bit":  # at other stages the next step makes copies anew
             changes["parallel"] = recipe.parallel.model_copy(update={"zero": 0})
         self.recipe, self.folder, self.fault = recipe.model_copy(update=changes), folder, fault
-        self.network = there if fault is not None and fault.kind in NETWORK else None
+        self.network = there if fault is not None and fault.kind in FAULTS else None
         self.attempt = 0
         self.starts: list[float] = []  # when each attempt began
         self.struck: float | None = None
@@ -77,7 +80,7 @@ class Trial:
                 self._while_down()
         settings = variables(rank, size, port)
         if self.network is not None:
-            settings |= {"MASTER_ADDR": self.network.address, "GLOO_SOCKET_IFNAME": "eth0"}
+            settings |= {"MASTER_ADDR": self.network.address(0), "GLOO_SOCKET_IFNAME": self.network.DEVICE}
         said = self.folder / f"rank-{rank}-{self.attempt}.txt"
         namespace = self.network.namespace(rank) if self.network is not None else None
         arguments = (self.recipe.model_dump(mode="json"), settings, go_on, said, self.fault, self.attempt == 1, namespace)
@@ -100,10 +103,8 @@ class Trial:
             beat = read_beat(self.folder / FOLDER, fault.rank)
         time.sleep(fault.delay)
         self.struck = time.monotonic()
-        if self.network is not None and fault.kind == "network cut":
-            self.network.cut(fault.rank)
-        elif self.network is not None:
-            self.network.slow(fault.rank)
+        if self.network is not None:
+            FAULTS[fault.kind](self.network, fault.rank)
         elif (number := _SIGNALS.get(fault.kind)) is not None:
             os.kill(self._pids[fault.rank], number)
 
@@ -150,6 +151,8 @@ def broken_promises(trial: Trial, code: int, reference: Curve, ranks: int) -> li
         wrong.append(f"losses differ from step {far[0]} on")
     if not _near(ours.validation, reference.validation):
         wrong.append(f"loss at the end is {ours.validation}, not {reference.validation}")
+    if trial.fault is not None and trial.fault.kind in SLOWED and trial.attempt > 1:
+        wrong.append(f"was started {trial.attempt} times, for a network that is only slow")
     return wrong + _unsaid(trial, ranks)
 
 
@@ -176,6 +179,14 @@ def _unsaid(trial: Trial, ranks: int) -> list[str]:
         "network cut": ["no rank went on"],
     }
     return [f"the log does not say {words!r}" for words in expected.get(fault.kind, []) if words not in said]
+
+
+def step_seconds(folder: Path, step: int) -> tuple[float, float] | None:
+    """Medians of the steps before `step` and of those after it; None where there is none."""
+    ends = [(r["step"], r["elapsed_seconds"]) for r in read_metrics(folder) if "loss" in r]
+    took = [(number, end - begin) for (_, begin), (number, end) in pairwise(ends)]
+    before, after = [s for number, s in took if number < step], [s for number, s in took if number > step]
+    return (statistics.median(before), statistics.median(after)) if before and after else None
 
 
 def recovery_seconds(trial: Trial) -> float | None:
