@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
+import threading
 import time
 from collections.abc import Iterator
 
@@ -15,6 +17,7 @@ from zenspeed.chaos.network import Network, inside, network
 from zenspeed.chaos.run import _possible
 from zenspeed.errors import InputError
 
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 LEAST_SECONDS = module.FAR.delay_seconds - module.FAR.jitter_seconds
 
 
@@ -74,6 +77,31 @@ def test_a_delayed_host_is_far_in_both_directions_until_it_is_healed(hosts: Netw
     assert not hosts._carriers
     hosts.delay(host)  # once more: nothing was left behind
     assert connect_seconds(hosts) >= 2 * LEAST_SECONDS
+
+
+@pytest.mark.parametrize("sender", [0, 1])
+def test_nothing_is_lost_when_a_host_becomes_far(hosts: Network, sender: int) -> None:
+    """Lost packets are sent again after 0.2 s, 0.4, 0.8 …: such a pause is no delay of 50 ms. Some may come twice."""
+    address, over, sent = (hosts.address(1 - sender), 5000), threading.Event(), []
+    with inside(hosts.namespace(1 - sender)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(address)
+        receiver.settimeout(20)
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 2**24)  # on a busy machine, many come before any is read
+        with inside(hosts.namespace(sender)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
+
+            def send() -> None:
+                while not over.wait(0.001):
+                    sent.append(len(sent))
+                    sending.sendto(struct.pack("q", sent[-1]), address)
+
+            thread = threading.Thread(target=send)
+            thread.start()
+            came = {struct.unpack("q", receiver.recv(8))[0]}
+            hosts.delay(1)
+            over.set()
+            thread.join()
+        while not came.issuperset(sent[min(came) :]):
+            came |= {struct.unpack("q", receiver.recv(8))[0]}
 
 
 def test_netem_is_taken_where_the_kernel_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,8 +80,9 @@ class Network:
                 os.close(tap)
                 raise
         self._carriers.append(Carrier(ends, link))
-        _ip("-n", self._bridge, "link", "set", f"v{host}", "nomaster")
+        # The new way is there before the old one goes, so that nothing is lost; for a moment a packet may come by both.
         _ip("-n", self._bridge, "link", "set", f"t{host}", "master", "br0", "up")
+        _ip("-n", self._bridge, "link", "set", f"v{host}", "nomaster")
 
     def heal(self) -> None:
         self._end_carriers()
