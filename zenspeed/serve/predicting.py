@@ -1,12 +1,20 @@
-"""Answers to rows: requests that wait together are one packed batch of the run's own task."""
+"""Answers to rows: rows that wait together are packed batches of the run's own task (waiting.py says which).
+
+    submit ─ rows that wait ─┬─ lane: a batch, on its share of the cores ─ done, by row
+                             └─ lane
+
+Two batches on a core each are done sooner than one after the other on both: threads of one product wait for each other at
+every layer, and for the server, which needs a core as well. A batch that is alone has all cores.
+"""
 
 from __future__ import annotations
 
 import re
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from zenspeed.errors import InputError
 from zenspeed.recipe import TaskConfig
@@ -16,101 +24,124 @@ from zenspeed.retrieve.index import Index
 from zenspeed.serve.batching import Busy
 from zenspeed.serve.opened import Opened
 from zenspeed.serve.scoring import score
+from zenspeed.serve.waiting import Done, Job, Row, Texts, take_batch
+from zenspeed.tasks.classification import ClassificationTask
 from zenspeed.tasks.similarity import SimilarityTask
 
-ROWS = 256
-"""Rows of a batch at most."""
+LANES = 4
+"""Batches at a time at most: a tenth of a batch's time is Python's, which is one at a time."""
 _WORDS = 48  # tried one by one when it is asked which of them mattered
 
 
-class _Job(NamedTuple):
-    work: str
-    rows: list[Any]
-    done: Callable[[list[Any] | Exception], None]
-
-
 class Predictor:
-    """One thread that answers rows; `max_queue` rows wait at most."""
+    """Threads that answer rows; `max_queue` rows wait at most."""
 
     def __init__(self, opened: Opened, reader: Reader | None = None, max_queue: int = 4096) -> None:
         self._opened, self._reader, self._max = opened, reader, max_queue
-        self._queue: deque[_Job] = deque()
-        self._waiting = 0
+        self._waiting: list[Row] = []
+        self._running = 0
         self._closing = False
         self._changed = threading.Condition()
         self.batches = self.rows = 0
-        self._thread = threading.Thread(target=self._work, name="predictor", daemon=True)
-        self._thread.start()
+        self._cores = torch.get_num_threads()
+        self._encodes = isinstance(opened.task, ClassificationTask | SimilarityTask)
+        """One pass over tokens that are known. What writes is better off with many rows, whatever their lengths."""
+        lanes = min(self._cores, LANES) if self._encodes else 1
+        self._threads = [threading.Thread(target=self._work, name=f"predictor {i}", daemon=True) for i in range(lanes)]
+        for thread in self._threads:
+            thread.start()
 
-    def submit(self, work: str, rows: Sequence[Any], done: Callable[[list[Any] | Exception], None]) -> None:
+    def submit(self, work: str, rows: Sequence[Any], done: Done, tokens: Sequence[Texts] | None = None) -> None:
         """`work`: `predict` (rows of the task), `embed` (texts), `find` and `ask` (rows for an index), `score`
         (arguments of scoring.py).
-        `done` gets one result a row, by the predictor's thread.
+        `tokens`: of the texts of each row, where they are known. `done` gets one result a row, by a thread of the predictor.
 
         Raises:
             Busy: too many wait.
         """
+        job = Job(work, len(rows), done)
+        texts = tokens if tokens is not None and self._encodes else [None] * len(rows)
+        new = [Row(job, i, row, t, self._length(t)) for i, (row, t) in enumerate(zip(rows, texts, strict=True))]
         with self._changed:
-            if self._closing or self._waiting + len(rows) > self._max:
+            if self._closing or len(self._waiting) + len(rows) > self._max:
                 raise Busy(2)
-            self._waiting += len(rows)
-            self._queue.append(_Job(work, list(rows), done))
-            self._changed.notify()
+            self._waiting += new
+            self._changed.notify_all()
+
+    def _length(self, texts: Texts | None) -> int:
+        """Tokens that the model reads of a row; all are alike where that is not known."""
+        if texts is None or self._opened.task is None:
+            return 0
+        task, whole = self._opened.task, sum(map(len, texts))
+        return whole if task.recipe.task.stride is not None else min(whole, task.longest)
 
     @property
     def waiting(self) -> int:
-        return self._waiting
+        return len(self._waiting)
 
     def close(self) -> None:
         """Answers what waits, and ends."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._thread.join(5)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(5)
 
     def _work(self) -> None:
-        while jobs := self._take():
-            self._answer(jobs)
+        threads = self._cores
+        while taken := self._take():
+            batch, wanted = taken
+            if wanted != threads:
+                torch.set_num_threads(threads := wanted)  # of this lane alone
+            self._answer(batch)
+            with self._changed:
+                self._running -= 1
 
-    def _take(self) -> list[_Job]:
-        """The next job, and those behind it that can be answered with it; waits for one, and is empty at the end."""
+    def _take(self) -> tuple[list[Row], int] | None:
+        """The next batch, when there is one, and the threads it may use; None at the end."""
         with self._changed:
-            while not self._queue and not self._closing:
+            while not self._waiting and not self._closing:
                 self._changed.wait()
-            jobs: list[_Job] = []
-            while self._queue and (not jobs or self._queue[0].work == jobs[0].work):
-                if jobs and sum(len(job.rows) for job in jobs) >= ROWS:
-                    break
-                jobs.append(self._queue.popleft())
-            self._waiting -= sum(len(job.rows) for job in jobs)
-            return jobs
+            if not self._waiting:
+                return None
+            batch = take_batch(self._waiting)
+            self._running += 1
+            at_a_time = min(len(self._threads), self._running + bool(self._waiting))
+            return batch, self._cores // at_a_time
 
-    def _answer(self, jobs: list[_Job]) -> None:
-        try:
-            results = self._run(jobs[0].work, [row for job in jobs for row in job.rows])
-        except Exception as error:
-            if len(jobs) > 1:  # one of them is at fault: each by itself
-                for job in jobs:
-                    self._answer([job])
-            else:
-                jobs[0].done(error)
+    def _answer(self, rows: list[Row]) -> None:
+        rows = [row for row in rows if not row.job.failed]
+        if not rows:
             return
-        self.batches, self.rows = self.batches + 1, self.rows + len(results)
-        for job in jobs:
-            job.done(results[: len(job.rows)])
-            results = results[len(job.rows) :]
+        try:
+            results = self._run(rows)
+        except Exception as error:
+            jobs = dict.fromkeys(row.job for row in rows)
+            if len(jobs) == 1:
+                rows[0].job.fail(error)
+                return
+            for job in jobs:  # one of them is at fault: each by itself
+                self._answer([row for row in rows if row.job is job])
+            return
+        with self._changed:
+            self.batches, self.rows = self.batches + 1, self.rows + len(results)
+        for row, result in zip(rows, results, strict=True):
+            row.job.put(row.place, result)
 
-    def _run(self, work: str, rows: list[Any]) -> list[Any]:
-        opened = self._opened
+    def _run(self, rows: list[Row]) -> list[Any]:
+        opened, work, given = self._opened, rows[0].job.work, [row.given for row in rows]
         if work == "score":
-            return [score(opened, **row) for row in rows]
+            return [score(opened, **arguments) for arguments in given]
         if opened.searched is not None:
-            return _out_of_index(opened.searched, self._reader, work, rows)
-        assert opened.task is not None
+            return _out_of_index(opened.searched, self._reader, work, given)
+        task, tokens = opened.task, [row.tokens for row in rows if row.tokens is not None] or None
+        assert task is not None
         if work == "embed":
-            assert isinstance(opened.task, SimilarityTask)
-            return list(opened.task.embed(opened.model, rows, opened.place))
-        return opened.task.predict(opened.model, rows, opened.place)
+            assert isinstance(task, SimilarityTask)
+            return list(task.embed(opened.model, given, opened.place, tokens and [texts[0] for texts in tokens]))
+        if isinstance(task, ClassificationTask):
+            return task.predict(opened.model, given, opened.place, tokens)
+        return task.predict(opened.model, given, opened.place)
 
 
 def _out_of_index(index: Index, reader: Reader | None, work: str, rows: list[dict[str, Any]]) -> list[Any]:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -253,9 +254,9 @@ class Worker:
     def _predict(self, key: str, work: str, rows: list[Any], counted: int | None = None) -> None:
         """`counted`: tokens that are read; default: those of the rows' texts."""
         assert self._predictor is not None
-        tokenizer = self.opened.tokenizer
-        if counted is None:
-            counted = sum(len(tokenizer.encode(t)) for row in rows for t in _texts(row)) if tokenizer is not None else 0
+        tokens = self._tokens(rows) if counted is None else None
+        if tokens is not None:
+            counted = sum(len(text) for texts in tokens for text in texts)
 
         def done(results: list[Any] | Exception) -> None:
             if isinstance(results, Exception):
@@ -264,9 +265,17 @@ class Worker:
                 self._give({"id": key, "event": "error", "kind": kind, "message": text})
                 return
             values = [encode_vector(r) for r in results] if work == "embed" else results
-            self._give({"id": key, "event": "result", "value": values, "prompt_tokens": counted})
+            self._give({"id": key, "event": "result", "value": values, "prompt_tokens": counted or 0})
 
-        self._predictor.submit(work, rows, done)
+        self._predictor.submit(work, rows, done, tokens)
+
+    def _tokens(self, rows: list[Any]) -> list[list[np.ndarray]] | None:
+        """Of the texts of each row; None of an index that is searched by words."""
+        if self.opened.tokenizer is None:
+            return None
+        texts = [_texts(row) for row in rows]
+        tokens = iter(self.opened.tokenizer.encode_batch([text for of_row in texts for text in of_row]))
+        return [[next(tokens) for _ in of_row] for of_row in texts]
 
     def _on_words(self, key: str, message: dict[str, Any]) -> None:
         """Which words mattered: how much of the label's probability goes with each that is left out."""
@@ -286,7 +295,7 @@ class Worker:
             pairs = [{"word": word, "weight": round(w, 6)} for word, w in zip(words, lost, strict=True)]
             self._give({"id": key, "event": "result", "value": [{**results[0], "words": pairs}], "prompt_tokens": 0})
 
-        self._predictor.submit("predict", rows, done)
+        self._predictor.submit("predict", rows, done, self._tokens(rows))
 
     def _on_stats(self, key: str, message: dict[str, Any]) -> None:
         value: dict[str, Any] = {"memory_bytes": psutil.Process().memory_info().rss}

@@ -19,7 +19,7 @@ from zenspeed.evaluate.predictions import checked
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place, on_device
 from zenspeed.tasks.data import open_rows
-from zenspeed.tasks.encoding import encode_pairs, encode_texts
+from zenspeed.tasks.encoding import frame_pairs, frame_texts
 from zenspeed.tasks.labels import check_known
 from zenspeed.tasks.models import task_model
 from zenspeed.tasks.rows import Examples, RowTask, column_of
@@ -48,17 +48,25 @@ class ClassificationTask(RowTask):
         number = {label: i for i, label in enumerate(self.labels)}
         return self._examples(rows, split, np.array([number[t] for t in texts], np.int64))
 
-    def _examples(self, rows: list[dict[str, Any]], split: str, targets: np.ndarray) -> Examples:
+    def _examples(
+        self, rows: list[dict[str, Any]], split: str, targets: np.ndarray, tokens: Sequence[Sequence[np.ndarray]] | None = None
+    ) -> Examples:
         task, longest = self.recipe.task, self.longest
-        first = column_of(rows, task.text, "task.text", split)
+        columns = self._columns(rows, split) if tokens is None else list(zip(*tokens, strict=True))
         if task.text_pair:
-            second = column_of(rows, task.text_pair, "task.text_pair", split)
-            encoded = encode_pairs(self.tokenizer, first, second, longest)
+            encoded = frame_pairs(self.tokenizer, columns[0], columns[1], longest)
         else:
-            encoded = encode_texts(self.tokenizer, first, longest, task.stride)
+            encoded = frame_texts(self.tokenizer, columns[0], longest, task.stride)
         self.report.setdefault("cut", {})[split] = encoded.cut
         types = Ragged(encoded.types) if task.text_pair else None
         return Examples(Ragged(encoded.tokens), targets[encoded.owner], encoded.owner, rows, types)
+
+    def _columns(self, rows: list[dict[str, Any]], split: str) -> list[Sequence[np.ndarray]]:
+        """Of the text, and of the second text if there is one, the tokens of each row."""
+        task = self.recipe.task
+        texts = [column_of(rows, task.text, "task.text", split)]
+        texts += [column_of(rows, task.text_pair, "task.text_pair", split)] if task.text_pair else []
+        return [self.tokenizer.encode_batch(column) for column in texts]
 
     def build_model(self, seed: int, pretrained: bool = True) -> nn.Module:
         return task_model(self.recipe, self.tokenizer, "label", len(self.labels), seed, pretrained)
@@ -93,9 +101,19 @@ class ClassificationTask(RowTask):
         found = label_figures(confusion_of(names, place_of[truth], place_of[probabilities.argmax(1)]))
         return {"loss": loss} | {name: figure for name, figure in found.items() if isinstance(figure, Figure)}
 
-    def predict(self, model: nn.Module, rows: list[dict[str, Any]], place: Place) -> list[dict[str, Any]]:
-        """`text`, `prediction`, `scores` (a probability a label), and `label` where the row has one."""
-        examples = self._examples(rows, "the rows", np.zeros(len(rows), np.int64))
+    def predict(
+        self,
+        model: nn.Module,
+        rows: list[dict[str, Any]],
+        place: Place,
+        tokens: Sequence[Sequence[np.ndarray]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """`text`, `prediction`, `scores` (a probability a label), and `label` where the row has one.
+
+        Args:
+            tokens: of each row's text, and of its second text if the task has one, where they are known already.
+        """
+        examples = self._examples(rows, "the rows", np.zeros(len(rows), np.int64), tokens)
         probabilities = self.probabilities(model, examples, place)
         task = self.recipe.task
         return [

@@ -35,11 +35,16 @@ def special_tokens(tokenizer: Tokenizer) -> tuple[int, int]:
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], longest: int, stride: int | None) -> Encoded:
     """Each text as one sequence of up to `longest` tokens; a longer one is cut, or with `stride` read in windows."""
+    return frame_texts(tokenizer, tokenizer.encode_batch(texts), longest, stride)
+
+
+def frame_texts(tokenizer: Tokenizer, texts: Sequence[np.ndarray], longest: int, stride: int | None) -> Encoded:
+    """The same of the tokens of each text, as `Tokenizer.encode_batch` gives them."""
     begin, end = special_tokens(tokenizer)
     room = longest - 2
     _check(room, stride)
     tokens, owner, cut = [], [], 0
-    for index, text in enumerate(tokenizer.encode_batch(texts)):
+    for index, text in enumerate(texts):
         parts = windows(text, room, stride)
         cut += len(text) > room and stride is None
         tokens += [np.concatenate([[begin], part, [end]]) for part in parts]
@@ -49,11 +54,16 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], longest: int, strid
 
 def encode_pairs(tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str], longest: int) -> Encoded:
     """Each pair as one sequence; of a pair that is too long, the longer text loses its end."""
+    return frame_pairs(tokenizer, tokenizer.encode_batch(first), tokenizer.encode_batch(second), longest)
+
+
+def frame_pairs(tokenizer: Tokenizer, first: Sequence[np.ndarray], second: Sequence[np.ndarray], longest: int) -> Encoded:
+    """The same of the tokens of each text."""
     begin, end = special_tokens(tokenizer)
     room = longest - 3
     _check(room, None)
     tokens, types, cut = [], [], 0
-    for a, b in zip(tokenizer.encode_batch(first), tokenizer.encode_batch(second), strict=True):
+    for a, b in zip(first, second, strict=True):
         keep_b = min(len(b), max(room // 2, room - len(a)))
         keep_a = min(len(a), room - keep_b)
         cut += len(a) + len(b) > room

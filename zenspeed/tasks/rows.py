@@ -328,7 +328,8 @@ class RowTask(Task):
         out = torch.zeros((len(examples.tokens), *shape), dtype=torch.float64)
         batches = list(by_tokens(examples.lengths, EVALUATION_TOKENS))
         was_training = model.training
-        model.eval()
+        if was_training:  # a walk over all modules, and one that several threads must not take at a time
+            model.eval()
         with place.autocast:
             for step in range(0, len(batches), place.ranks):
                 mine = step + place.rank
@@ -336,7 +337,8 @@ class RowTask(Task):
                 values = output(model, self.collate(examples, indices, packed=True))
                 if mine < len(batches):
                     out[torch.from_numpy(indices)] = values.double().cpu()
-        model.train(was_training)
+        if was_training:
+            model.train()
         sum_over_ranks([out], place.ranks)
         return out.numpy()
 

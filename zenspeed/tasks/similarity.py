@@ -25,7 +25,7 @@ from zenspeed.ops.contrastive import in_batch_loss, order_loss
 from zenspeed.recipe import Recipe
 from zenspeed.tasks.base import Place, on_device
 from zenspeed.tasks.data import open_rows
-from zenspeed.tasks.encoding import encode_texts
+from zenspeed.tasks.encoding import encode_texts, frame_texts
 from zenspeed.tasks.models import task_model
 from zenspeed.tasks.rows import Examples, RowTask, column_of
 
@@ -125,8 +125,14 @@ class SimilarityTask(RowTask):
 
     # Vectors and figures ----------------------------------------------------------------------------------------------
 
-    def embed(self, model: nn.Module, texts: Sequence[str], place: Place) -> np.ndarray:
-        """(texts, width) float32, each of length 1; a text longer than task.max_tokens is cut. The same on all ranks."""
+    def embed(
+        self, model: nn.Module, texts: Sequence[str], place: Place, tokens: Sequence[np.ndarray] | None = None
+    ) -> np.ndarray:
+        """(texts, width) float32, each of length 1; a text longer than task.max_tokens is cut. The same on all ranks.
+
+        Args:
+            tokens: of each text, where they are known already.
+        """
 
         def output(module: nn.Module, batch: Batch) -> Tensor:
             inputs, _ = on_device(batch, next(module.parameters()).device)
@@ -134,7 +140,9 @@ class SimilarityTask(RowTask):
 
         numbers: dict[str, int] = {}
         which = [numbers.setdefault(text, len(numbers)) for text in texts]
-        encoded = encode_texts(self.tokenizer, list(numbers), self.longest, stride=None)
+        known = None if tokens is None else dict(zip(texts, tokens, strict=True))
+        unique = self.tokenizer.encode_batch(list(numbers)) if known is None else [known[text] for text in numbers]
+        encoded = frame_texts(self.tokenizer, unique, self.longest, stride=None)
         examples = Examples(Ragged(encoded.tokens), np.zeros(len(numbers)), encoded.owner, [])
         if not numbers:
             return np.zeros((0, self.recipe.model.width), np.float32)
