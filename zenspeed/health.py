@@ -43,10 +43,11 @@ class Pulse:
         if folder is None or not folder.is_dir():
             return
         self._file = os.open(folder / f"rank-{rank:05d}.beat", os.O_CREAT | os.O_WRONLY, 0o644)
-        if threading.current_thread() is threading.main_thread():
-            # Stays open as long as the process lives: the handler writes without asking Python.
-            self._stack = (folder / f"rank-{rank:05d}.stack").open("w", encoding="utf-8")
-            faulthandler.register(signal.SIGUSR1, file=self._stack, all_threads=True)
+        # Stays open as long as the process lives: the handler writes without asking Python.
+        self._stack = (folder / f"rank-{rank:05d}.stack").open("w", encoding="utf-8")
+        self._stack.write(f"trains in 0x{threading.get_ident():016x}\n")  # Ray has it in a thread of its own
+        self._stack.flush()
+        faulthandler.register(signal.SIGUSR1, file=self._stack, all_threads=True)
 
     def beat(self, phase: str, step: int) -> None:
         """Says that `phase` begins. Never fails: a full disk must not end the run by this."""
@@ -83,9 +84,13 @@ class Frame(NamedTuple):
 
 
 def main_stack(text: str) -> list[Frame]:
-    """The main thread's frames of the last dump in `text`, innermost first."""
-    blocks = re.split(r"^(?:Current thread|Thread) 0x.*$", text, flags=re.M)
-    frames = re.findall(r'File "(.+)", line (\d+) in (.+)$', blocks[-1], flags=re.M)
+    """The frames of the thread that trains, or else of the main thread, in the last dump of `text`, innermost first."""
+    blocks = re.findall(r"^(?:Current thread|Thread) (0x\w+).*\n((?:  .*\n?)*)", text, flags=re.M)
+    trains = re.match(r"trains in (0x\w+)", text)
+    chosen = next(
+        (lines for ident, lines in reversed(blocks) if trains and ident == trains[1]), blocks[-1][1] if blocks else ""
+    )
+    frames = re.findall(r'File "(.+)", line (\d+) in (.+)$', chosen, flags=re.M)
     return [Frame(file, int(line), function) for file, line, function in frames]
 
 

@@ -112,11 +112,24 @@ def _paragraphs(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def summarize() -> Path:
-    """Descriptions of Debian's packages: the long one and the short one; and docstrings: what follows, and the first line."""
+    """Descriptions of Debian's packages: the long one and the short one."""
     rows = [{"text": text, "target": short, "from": "debian"} for short, text in _descriptions()]
-    rows += [{"text": text, "target": first, "from": "docstrings"} for first, text in _docstrings()]
     unique = {_bare(row["text"]): row for row in reversed(rows)}
     return write_parts("summarize", list(unique.values()), ("text", "target"), 0.02)
+
+
+def docstrings() -> Path:
+    """Docstrings of the standard library: what follows, and the first line."""
+    from documentation import library
+
+    rows = []
+    for _, text in library():
+        first, _, body = text.strip().partition("\n\n")
+        body = " ".join(body.split())
+        if "\n" not in first and 3 <= len(first.split()) <= 20 and len(body.split()) >= 15:
+            rows.append({"text": body, "target": first})
+    unique = {_bare(row["text"]): row for row in reversed(rows)}
+    return write_parts("docstrings", list(unique.values()), ("text", "target"), 0.1)
 
 
 def _descriptions() -> Iterator[tuple[str, str]]:
@@ -135,16 +148,6 @@ def _descriptions() -> Iterator[tuple[str, str]]:
         short = lines[start].removeprefix("Description-en: ").strip()
         if len(body.split()) >= 15 and len(short.split()) >= 3:
             yield short, body
-
-
-def _docstrings() -> Iterator[tuple[str, str]]:
-    from zenspeed.data.python_docs import python_docs
-
-    for text in python_docs():
-        first, _, body = text.strip().partition("\n\n")
-        body = " ".join(body.split())
-        if "\n" not in first and 3 <= len(first.split()) <= 20 and len(body.split()) >= 15:
-            yield first, body
 
 
 # Conversations and text -------------------------------------------------------------------------------------------------
@@ -182,6 +185,7 @@ def reviews() -> Path:
 SETS: dict[str, Callable[[], Path]] = {
     "translate": translate,
     "summarize": summarize,
+    "docstrings": docstrings,
     "dialogue": dialogue,
     "reviews": reviews,
 }

@@ -271,13 +271,8 @@ def spans(name: str, options: Options) -> None:
     from zenspeed.tasks.rows import losses_by_document
     from zenspeed.tasks.seq2seq import Seq2SeqTask
 
-    folder = data("summarize")
-    for part in ("train", "validation", "test"):
-        rows = [row for row in read(folder / f"{part}.jsonl") if row["from"] == "docstrings"]
-        path = CACHE / "tasks" / name / f"{part}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    held_out = read(CACHE / "tasks" / name / "test.jsonl") + read(CACHE / "tasks" / name / "validation.jsonl")
+    folder = data("docstrings")
+    held_out = read(folder / "test.jsonl") + read(folder / "validation.jsonl")
     plain = documents_without(name, {row["target"] for row in held_out})
     sums: dict[str, list[Measure]] = {"pretrained": [], "random": []}
     for seed in options.seeds:
@@ -285,8 +280,8 @@ def spans(name: str, options: Options) -> None:
         config, tokenizer = open_run(base).recipe.model, base / "tokenizer"
         sizes = {key: getattr(config, key) for key in ("preset", "architecture", "layers", "width", "heads", "context")}
         for system, start in starts(base, tokenizer, sizes).items():
-            tuned = run(f"{name}/{system}", "summarize", seed, options, f"data.source={plain.with_name('train.jsonl')}",
-                        f"data.validation={plain.with_name('validation.jsonl')}", "data.leakage=allow", "train.minutes=null",
+            tuned = run(f"{name}/{system}", "summarize", seed, options, f"data.source={folder / 'train.jsonl'}",
+                        f"data.validation={folder / 'validation.jsonl'}", "data.leakage=allow", "train.minutes=null",
                         "train.steps=200", "train.batch_size=32", "task={kind: seq2seq, max_tokens: 128}", *start)  # fmt: skip
             opened = open_run(tuned)
             task = Seq2SeqTask.of_run(opened.recipe, opened.tokenizer)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import psutil
 import pytest
+
+from zenspeed.health import FOLDER, read_beat
 
 TINY = [
     "model.layers=2", "model.width=32", "model.heads=2", "model.context=32", "tokenizer.vocab_size=320",
@@ -59,3 +65,15 @@ def command(*arguments: str | Path) -> list[str]:
 
 def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def hold_at(run: Path, rank: int, step: int) -> None:
+    """Holds (SIGSTOP) a rank when it has come to a step: the process that has its beats open."""
+    beats = run / FOLDER / f"rank-{rank:05d}.beat"
+    while read_beat(beats.parent, rank).step < step:
+        time.sleep(0.002)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("RANK") == str(rank) and str(beats) in [file.path for file in process.open_files()]:
+                process.send_signal(signal.SIGSTOP)
+                return

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.conftest import Cli, hold_at
 from zenspeed.chaos.faults import Fault
 from zenspeed.chaos.network import FAR, network
 from zenspeed.chaos.trial import Curve, Trial, broken_promises, curve_of, step_seconds
 from zenspeed.checkpoint import Checkpoint, list_checkpoints, newest_whole
 from zenspeed.config import load
 from zenspeed.health import FOLDER, read_beat
+from zenspeed.launch.supervise import _free_port
 from zenspeed.launch.train import scale
 from zenspeed.recipe import Recipe
-from zenspeed.runlog import read_events
+from zenspeed.runlog import read_events, read_metrics
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "chaos.yaml"
 STEPS = 24
@@ -101,6 +103,26 @@ def test_what_a_lost_rank_held_comes_from_its_replica(
     assert broken_promises(trial, trial.run(ranks), one_process, ranks) == []
     said = [e["why"] for e in read_events(trial.folder) if e["event"] in ("rescued", "restarted")]
     assert "step-00000012" in said[0] and "from step-00000012" in said[1]
+
+
+def test_torch_elastic_begins_anew_when_a_rank_is_held(cli: Cli, corpus: Path, tiny: list[str], tmp_path: Path) -> None:
+    """The launcher of a machine watches its ranks where several machines meet: no rank goes on by itself after this."""
+    arguments = [
+        "train",
+        corpus,
+        *tiny,
+        *(f"--set={key}" for key in ("train.steps=200", "train.lanes=1", "checkpoint.every=10")),
+    ]
+    cli(*arguments, "--set", "run.folder=one")
+    threading.Thread(target=hold_at, args=(tmp_path / "run", 1, 30), daemon=True).start()
+    meet = ["--nnodes", "1", "-n", "2", "--rdzv", f"127.0.0.1:{_free_port()}", "--max-restarts", "2"]
+    done = cli("launch", *meet, *arguments, "--resume", "--set", "guard.step_seconds=4", "--set", "run.folder=run")
+    assert "the ranks wait for rank 1 at " in done.stderr and "rank-" not in done.stderr
+    (said,) = [event["why"] for event in read_events(tmp_path / "run") if event["event"] == "hung"]
+    assert (tmp_path / said.split("stacks: ")[1].split(")")[0] / "rank-00001.txt").read_text().count("most recent call first")
+    one, two = ([(r["step"], r["loss"]) for r in read_metrics(tmp_path / name) if "lr" in r] for name in ("one", "run"))
+    assert [step for step, _ in two] == list(range(1, 201))
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-4)
 
 
 def test_rolls_back_with_other_data(recipe: Recipe, tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ def chaos(
         raise InputError(f"chaos: give the recipe train.steps ≥ {LEAST_STEPS} and checkpoint.every ≤ train.steps / 3")
     if not 2 <= ranks <= recipe.train.batch_size:
         raise InputError(f"chaos: --ranks {ranks}: expected 2 to train.batch_size ({recipe.train.batch_size})")
+    if ":/" in str(folder):
+        raise InputError(f"--folder {folder}: runs are broken in a folder of this machine; give one, such as runs/chaos")
     if folder.exists():
         raise InputError(f"{folder}: is there already; give another --folder")
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -46,7 +46,9 @@ class Trial:
     """One run in `folder`."""
 
     def __init__(self, recipe: Recipe, folder: Path, fault: Fault | None, there: Network | None = None) -> None:
-        changes: dict[str, Any] = {"run": recipe.run.model_copy(update={"folder": folder, "name": folder.name})}
+        changes: dict[str, Any] = {
+            "run": recipe.run.model_copy(update={"folder": folder, "name": folder.name, "storage": None})
+        }
         if fault is not None and fault.kind == "weight bit":  # at other stages the next step makes copies anew
             changes["parallel"] = recipe.parallel.model_copy(update={"zero": 0})
         self.recipe, self.folder, self.fault = recipe.model_copy(update=changes), folder, fault

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zenspeed.cli.app import CheckpointName, app
+from zenspeed.cli.app import CheckpointName, app, run_here
 from zenspeed.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @app.command()
 def explain(
     model: Annotated[
-        Path | None, typer.Argument(help="A run's folder, or one of Hugging Face layout.", show_default=False)
+        Path | None,
+        typer.Argument(callback=run_here, help="A run's folder, or one of Hugging Face layout.", show_default=False),
     ] = None,
     text: Annotated[str | None, typer.Argument(help="The sentence.", show_default=False)] = None,
     target: Annotated[str | None, typer.Option(help="Of an encoder-decoder: what it has written so far.")] = None,

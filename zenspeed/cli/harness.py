@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from zenspeed.cli.app import CheckpointName, app, write_json
+from zenspeed.cli.app import CheckpointName, app, run_here, write_json
 
 
 @app.command()
 def harness(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or one of Hugging Face layout.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(callback=run_here, help="A run's folder, or one of Hugging Face layout.", show_default=False)
+    ],
     tasks: Annotated[list[str], typer.Option("--tasks", help="Names of lm-evaluation-harness, or task files (.yaml).")],
     include: Annotated[Path | None, typer.Option(help="A folder with more task files.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task.")] = None,

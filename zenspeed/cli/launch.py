@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zenspeed.cli.app import RunFolder, app, recipe_of
-from zenspeed.errors import InputError, missing
+from zenspeed.cli.app import RunFolder, app, recipe_of, run_here
+from zenspeed.errors import missing
 
 if TYPE_CHECKING:
     from zenspeed.recipe import Recipe
@@ -103,15 +103,7 @@ def launch(
         recipe = _recipe_of_run(context.args[1:])
     if context.args[:1] == ["evaluate"] and not module:
         _check_folder(context.args[1:], "model")
-    if recipe is not None and recipe.parallel.mode == "parameter_server":
-        from zenspeed.launch.workers import launch_workers
-
-        if nnodes or num_nodes or hostfile:
-            raise InputError(
-                "parallel.mode: parameter_server: start servers and workers on each machine, see docs/parameter-server.md"
-            )
-        raise typer.Exit(launch_workers(num_processes or 1, context.args, recipe, max_restarts or 0))
-    raise typer.Exit(start(options, context.args))
+    raise typer.Exit(start(options, context.args, recipe))
 
 
 @app.command()
@@ -140,7 +132,9 @@ def _recipe_of_run(arguments: list[str]) -> Recipe | None:
     from zenspeed.run import begun
 
     _check_folder(arguments, "run")
-    found = begun(Path(arguments[0]), _sets(arguments)) if arguments and not arguments[0].startswith("-") else None
+    if not arguments or arguments[0].startswith("-"):
+        return None
+    found = begun(run_here(Path(arguments[0])), _sets(arguments))
     return None if found is None else found.recipe
 
 

@@ -25,11 +25,14 @@ def parameter_server(
         raise InputError(f"--listen {listen}: expected HOST:PORT, such as 0.0.0.0:7000")
     from zenspeed.server.client import read_key
 
-    read_key(key_file)
+    key = read_key(key_file)
+    from zenspeed.server.serve import listen as listen_at
     from zenspeed.server.serve import serve
 
     if end_with_input:
         from zenspeed.launch.local import end_with_input as watch
 
         watch()
-    serve(host.strip("[]"), int(port), key_file, folder, sync=sync)
+    listener = listen_at(host.strip("[]"), int(port))
+    place = f"{host}:{listener.getsockname()[1]}"
+    serve(listener, key, folder, sync=sync, ready=lambda: print(f"listening at {place}", flush=True))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from zenspeed.cli.app import app
+from zenspeed.cli.app import app, run_here
 from zenspeed.errors import InputError, missing
 
 
@@ -83,7 +83,7 @@ def serve(
 
 def _named(given: str) -> tuple[str, Path]:
     name, equals, folder = given.partition("=")
-    path = Path(folder if equals else given)
+    path = run_here(Path(folder if equals else given)) or Path()
     name = name if equals else path.resolve().name
     if not path.is_dir():
         raise missing(path, "model")

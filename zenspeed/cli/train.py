@@ -72,9 +72,10 @@ def train(
 
 
 def _place(servers: list[str] | None, key: Path | None) -> Place | None:
+    from zenspeed.server.client import read_key
     from zenspeed.server.run import Place
 
-    return Place(servers, key) if servers and key is not None else None
+    return Place(servers, read_key(key)) if servers and key is not None else None
 
 
 def _prepare_meanwhile(recipe: Recipe) -> multiprocessing.process.BaseProcess | None:

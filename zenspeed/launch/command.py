@@ -14,6 +14,8 @@ from zenspeed.launch.hosts import Slots, choose, limit, read_hostfile
 from zenspeed.launch.local import end_with_input, launch
 from zenspeed.launch.rendezvous import Rendezvous
 from zenspeed.launch.ssh import Ssh, commands, environment_files, run, variables
+from zenspeed.launch.watch import Watch, children
+from zenspeed.recipe import Recipe
 
 VERBS = ("train", "resume", "evaluate")
 CLUSTERS = ("slurm", "kubernetes", "ray")
@@ -52,8 +54,10 @@ class Options:
     end_with_input: bool = False
 
 
-def start(options: Options, arguments: Sequence[str]) -> int:
+def start(options: Options, arguments: Sequence[str], recipe: Recipe | None = None) -> int:
     """Runs `arguments` (a verb, a script or a module, and what it gets) as `options` say; the exit code.
+
+    `recipe`: of a run that is trained or gone on with, where it has been read.
 
     Raises:
         InputError: options that do not go together, or nothing that can be run.
@@ -62,17 +66,20 @@ def start(options: Options, arguments: Sequence[str]) -> int:
         return submit(options, arguments)
     if options.settings or options.dry_run:
         raise InputError("--with and --dry-run belong to --on slurm, kubernetes or ray")
+    if recipe is not None and recipe.parallel.mode == "parameter_server":
+        return _workers(options, _fetched(arguments, recipe), recipe)
     target = command_of(options, arguments)
     hosts = machines(options)
     if hosts is None and _one_run_here(options, arguments):
         from zenspeed.launch.train import supervise
 
         restarts = 3 if options.max_restarts is None else options.max_restarts
-        return supervise(options.num_processes or 1, arguments[0], arguments[1:], options.min_processes, restarts)
+        verb, *rest = _fetched(arguments, recipe)
+        return supervise(options.num_processes or 1, verb, rest, options.min_processes, restarts)
     if options.min_processes > 1:
         raise InputError("--min-processes is for train and resume on one machine")
     if hosts is None or (len(hosts) == 1 and next(iter(hosts)) in ("localhost", "127.0.0.1")) or not options.ssh:
-        return _here(options, target, hosts)
+        return _here(options, target, hosts, recipe)
     ssh = Ssh(options.ssh_port, options.master_address, options.master_port or 29500)
     passed_on = variables(os.environ, environment_files() if options.as_deepspeed else ())
     return run(hosts, commands(hosts, ssh, [*_same_options(options), *arguments], passed_on))
@@ -80,10 +87,34 @@ def start(options: Options, arguments: Sequence[str]) -> int:
 
 def _one_run_here(options: Options, arguments: Sequence[str]) -> bool:
     """Whether this is training on this machine alone, which is kept going by us and not by torch elastic."""
-    elsewhere = (
-        options.rdzv or options.nodes not in (None, "1") or (options.num_nodes or 1) > 1 or options.node_rank is not None
-    )
-    return arguments[0] in ("train", "resume") and not (options.module or options.as_deepspeed or elsewhere)
+    return arguments[0] in ("train", "resume") and not (options.module or options.as_deepspeed or _elsewhere(options))
+
+
+def _elsewhere(options: Options) -> bool:
+    """Whether machines are to meet that each run this command."""
+    several = options.nodes not in (None, "1") or (options.num_nodes or 1) > 1
+    return bool(options.rdzv) or several or options.node_rank is not None
+
+
+def _fetched(arguments: Sequence[str], recipe: Recipe | None) -> list[str]:
+    """`resume s3://bucket/run` once it is here: the folder that it was fetched to instead of its address."""
+    if arguments[0] == "resume" and recipe is not None and ":/" in arguments[1]:
+        return ["resume", str(recipe.run.folder), *arguments[2:]]
+    return list(arguments)
+
+
+def _workers(options: Options, arguments: Sequence[str], recipe: Recipe) -> int:
+    """The workers of a parameter server, on this machine."""
+    from zenspeed.launch.workers import launch_workers
+
+    if _elsewhere(options) or options.hostfile or options.include or options.exclude or options.master_address:
+        raise InputError(
+            "parallel.mode: parameter_server: workers meet at their servers, not at --rdzv, --nnodes or --hostfile; start "
+            "servers and workers on each machine (docs/parameter-server.md), or give the job to Ray: --on ray"
+        )
+    if options.min_processes > 1:
+        raise InputError("--min-processes: a parameter server goes on with any number of workers; leave it out")
+    return launch_workers(options.num_processes or 1, arguments, recipe, options.max_restarts or 0)
 
 
 def submit(options: Options, arguments: Sequence[str]) -> int:
@@ -100,6 +131,11 @@ def submit(options: Options, arguments: Sequence[str]) -> int:
         raise InputError(f"--on {on}: {kind} chooses machines and where they meet; leave out the options that name them")
     nodes = options.nodes or str(options.num_nodes or 1)
     job = job_of(arguments, nodes, options.num_processes or 1, options.max_restarts or 0, on)
+    if kind != "ray" and job.recipe.parallel.mode == "parameter_server":
+        raise InputError(
+            f"--on {on}: parallel.mode: parameter_server is placed by --on ray alone; elsewhere start servers and workers as "
+            "jobs of their own: docs/parameter-server.md"
+        )
     if kind == "slurm":
         return slurm.submit(job, settings_of(slurm.SlurmSettings, options.settings), dry_run=options.dry_run)
     if kind == "kubernetes":
@@ -149,7 +185,7 @@ def machines(options: Options) -> Slots | None:
     return None
 
 
-def _here(options: Options, target: list[str], hosts: Slots | None) -> int:
+def _here(options: Options, target: list[str], hosts: Slots | None, recipe: Recipe | None) -> int:
     """This machine's part."""
     if options.as_deepspeed:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(shim_folder()), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -161,7 +197,10 @@ def _here(options: Options, target: list[str], hosts: Slots | None) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, slots))
     if options.end_with_input:
         end_with_input()
-    return launch(count or (max(1, _accelerators()) if options.as_deepspeed else 1), target, rendezvous)
+    watch = None
+    if recipe is not None and recipe.run.folder is not None:
+        watch = Watch(recipe.run.folder, recipe.guard, children)
+    return launch(count or (max(1, _accelerators()) if options.as_deepspeed else 1), target, rendezvous, watch)
 
 
 def _rendezvous(options: Options, hosts: Slots | None) -> Rendezvous:

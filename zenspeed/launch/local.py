@@ -23,6 +23,7 @@ import psutil
 
 from zenspeed.errors import InputError
 from zenspeed.launch.rendezvous import Rendezvous, interface_of, own_address, quiet_store, settings, told
+from zenspeed.launch.watch import Watch, watching
 from zenspeed.machine import usable_cores
 
 GRACE_SECONDS = 10
@@ -41,7 +42,7 @@ class _NoPrefix(str):
         return True
 
 
-def launch(num_processes: int, command: Sequence[str], rendezvous: Rendezvous | None = None) -> int:
+def launch(num_processes: int, command: Sequence[str], rendezvous: Rendezvous | None = None, watch: Watch | None = None) -> int:
     """Runs `command` in `num_processes` processes here; returns the exit code of the first that failed, or 0.
 
     Every process finds RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment.
@@ -63,7 +64,7 @@ def launch(num_processes: int, command: Sequence[str], rendezvous: Rendezvous | 
     with tempfile.TemporaryDirectory(prefix="zenspeed-launch-") as logs:
         with quiet_store():
             config = _config(num_processes, rendezvous, (least, most), logs, address)
-        with told(rendezvous):
+        with told(rendezvous), watching(watch):
             return _run(config, command, Path(logs))
 
 

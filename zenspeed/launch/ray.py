@@ -2,6 +2,7 @@
 
 A worker trains by the same `zenspeed.train` as a process of `zenspeed launch`, in the process group that Ray Train made: the
 recipe and its losses are the same. After a failure Ray starts all workers again, and they go on from the newest checkpoint.
+Servers and workers of a parameter server, which form no process group, are actors of their own (ray_servers.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pydantic import Field
 from zenspeed.config import Config
 from zenspeed.errors import InputError
 from zenspeed.launch.job import Job
+from zenspeed.launch.ray_servers import Room, enter, said
+from zenspeed.launch.ray_servers import run as run_servers
+from zenspeed.launch.watch import beside
 
 
 class RaySettings(Config):
@@ -51,6 +55,11 @@ def submit(job: Job, settings: RaySettings, address: str | None, *, dry_run: boo
         return 0
     _connect(ray, address, settings.wait_seconds)
     _check_room(ray.cluster_resources(), need, workers)
+    if job.recipe.parallel.mode == "parameter_server":
+        try:
+            return run_servers(job, ray, Room(workers, need, settings.placement, settings.wait_seconds))
+        finally:
+            ray.shutdown()
     trainer = TorchTrainer(
         _train,
         train_loop_config={"recipe": job.recipe.model_dump(mode="json"), "folder": str(Path.cwd())},
@@ -102,22 +111,17 @@ def _train(config: Mapping[str, Any]) -> None:
     from zenspeed.run import begun
     from zenspeed.training import train
 
-    try:
-        os.chdir(config["folder"])
-    except OSError:
-        raise InputError(f"{config['folder']}: is not on this machine; start from a folder that all machines share") from None
+    enter(config["folder"])
     recipe = validate(Recipe, config["recipe"])
     found = begun(recipe.run.folder, (), None, recipe.run.storage)
-    if found is None:
-        train(recipe)
-    else:
-        train(found.recipe, resume=found.checkpoint)
+    recipe = recipe if found is None else found.recipe
+    assert recipe.run.folder is not None
+    with beside(recipe.run.folder, recipe.guard, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])):
+        train(recipe, resume=found and found.checkpoint)
 
 
 def _said(error: Exception) -> InputError:
     """What the first worker that failed said."""
     failures = getattr(error, "worker_failures", {})
     cause = next(iter(failures.values()), error.__cause__ or error)
-    inner = getattr(cause, "cause", None) or cause
-    words = str(inner).strip().splitlines() or [repr(inner)]
-    return InputError(f"--on ray: training failed: {words[-1]}")
+    return InputError(f"--on ray: training failed: {said(cause)}")

@@ -14,7 +14,6 @@ order of its samples do not depend on how many are left.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -24,11 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import psutil
-
 from zenspeed.checkpoint import list_checkpoints
-from zenspeed.health import FOLDER, is_stopped, place, read_beat, read_stack, waited_for
+from zenspeed.health import FOLDER, place, read_beat, read_stack, waited_for
 from zenspeed.launch.beats import Beats
+from zenspeed.launch.watch import STACKS_SECONDS, ask_for_stacks, keep_stacks, named, send
 from zenspeed.recipe import GuardConfig
 from zenspeed.rescue import assemble
 from zenspeed.runlog import note
@@ -37,7 +35,6 @@ WANTED = "ranks"
 """File in the run's folder with the number of processes that `zenspeed scale` asked for."""
 ORDERLY = (2, 130)
 """Exit codes of processes that have said what is wrong, or were asked to stop: nothing to try again."""
-STACKS_SECONDS = 1.0
 FALL_SECONDS = 3.0
 """How long the others may take to end by themselves when one has died."""
 STOP_SECONDS = 60.0
@@ -209,13 +206,7 @@ class Attempt:
     def _hung(self, why: str) -> End:
         """Nobody goes on: all write their stacks; who is waited for, and where, is told."""
         alive = [rank for rank, process in enumerate(self.processes) if process.poll() is None]
-        stopped = {rank for rank in alive if _stopped(self.processes[rank].pid)}
-        for rank in alive:
-            _signal(self.processes[rank].pid, signal.SIGUSR1)
-        for rank in stopped:  # it writes its stack when it may go on, for a moment
-            _signal(self.processes[rank].pid, signal.SIGCONT)
-            time.sleep(0.05)
-            _signal(self.processes[rank].pid, signal.SIGSTOP)
+        stopped = ask_for_stacks({rank: self.processes[rank].pid for rank in alive})
         time.sleep(STACKS_SECONDS)
         stacks = {rank: read_stack(self.health, rank) for rank in alive}
         lost = waited_for({rank: self.beats.last[rank] for rank in alive}, stacks, stopped)
@@ -223,18 +214,19 @@ class Attempt:
         kept = keep_stacks(self.job.folder, self.health)
         if len(lost) < len(alive):  # the others hear that these are gone, and can save what they hold
             for rank in lost:
-                _signal(self.processes[rank].pid, signal.SIGKILL)
+                send(self.processes[rank].pid, signal.SIGKILL)
             if lost:
                 self._let_fall()
-        named = " and ".join(f"rank {r} at {place(stacks[r])}" for r in lost) or "each other: no rank is at fault by itself"
         # A rank is not blamed, and left out, for a network that is cut.
-        return End(1, f"{why}; the ranks wait for {named} (stacks: {kept})", lost if len(lost) < self.size else [], lines)
+        return End(
+            1, f"{why}; the ranks wait for {named(lost, stacks)} (stacks: {kept})", lost if len(lost) < self.size else [], lines
+        )
 
     def _stop(self) -> End:
         """Asks all to save a checkpoint and end."""
         for process in self.processes:
             if process.poll() is None:
-                _signal(process.pid, self.job.asked or signal.SIGTERM)
+                send(process.pid, self.job.asked or signal.SIGTERM)
         until = time.monotonic() + STOP_SECONDS
         while time.monotonic() < until and any(p.poll() is None for p in self.processes):
             time.sleep(0.02)
@@ -245,30 +237,9 @@ class Attempt:
     def _kill(self) -> None:
         for process in self.processes:
             if process.poll() is None:
-                _signal(process.pid, signal.SIGKILL)
+                send(process.pid, signal.SIGKILL)
         while any(p.poll() is None for p in self.processes):
             time.sleep(0.01)
-
-
-def keep_stacks(run: Path, health: Path) -> Path:
-    """Puts the stacks that processes wrote where they stay."""
-    kept = run / f"stacks-{time.strftime('%Y%m%d-%H%M%S')}"
-    kept.mkdir(exist_ok=True)
-    for file in health.glob("*.stack"):
-        shutil.copy(file, kept / f"{file.stem}.txt")
-    return kept
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _stopped(pid: int) -> bool:
-    try:
-        return is_stopped(psutil.Process(pid))
-    except psutil.Error:
-        return False
 
 
 def _free_port() -> int:

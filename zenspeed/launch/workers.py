@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from zenspeed.health import FOLDER, place, read_stack
 from zenspeed.launch.beats import Beats
-from zenspeed.launch.supervise import STACKS_SECONDS, keep_stacks
+from zenspeed.launch.watch import STACKS_SECONDS, ask_for_stacks, keep_stacks
 from zenspeed.machine import usable_cores
 from zenspeed.recipe import Recipe
 from zenspeed.runlog import note
@@ -75,8 +75,7 @@ class _Crew:
             process = self.workers[late.rank]
             if process.poll() is not None or late.beat.number == 0:  # until the first worker has the data, others wait for it
                 continue
-            process.send_signal(signal.SIGUSR1)
-            process.send_signal(signal.SIGCONT)  # one that is held writes its stack when it may go on
+            ask_for_stacks({late.rank: process.pid})
             time.sleep(STACKS_SECONDS)
             where = place(read_stack(self.beats.health, late.rank))
             kept = keep_stacks(self.folder, self.beats.health)

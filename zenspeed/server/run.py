@@ -16,10 +16,10 @@ from zenspeed.training import train as train_in_parallel
 
 
 class Place(NamedTuple):
-    """Servers that run already, and the file with their key."""
+    """Servers that run already, and their key."""
 
     addresses: list[str]
-    key_file: Path
+    key: bytes
 
 
 def train(
@@ -37,14 +37,14 @@ def train(
         return train_in_parallel(recipe, resume=resume, display=display)
     server = recipe.parallel.server
     if servers is None and server.addresses and server.key_file is not None:
-        servers = Place(server.addresses, server.key_file)
+        servers = Place(server.addresses, read_key(server.key_file))
     if servers is not None:
         return _work(recipe, servers, resume, display)
     from zenspeed.server.local import LocalServers
 
     recipe = settle(recipe, workers=1)
     with LocalServers(server.count, folder_of(recipe), server.key_file) as local:
-        return _work(recipe, Place(local.addresses, local.key_file), resume, display)
+        return _work(recipe, Place(local.addresses, read_key(local.key_file)), resume, display)
 
 
 def settle(recipe: Recipe, workers: int) -> Recipe:
@@ -77,7 +77,7 @@ def _work(recipe: Recipe, place: Place, resume: Path | None, display: Display | 
     from zenspeed.checkpoint import Checkpoint
     from zenspeed.server.worker import Work
 
-    servers = Servers(place.addresses, read_key(place.key_file))
+    servers = Servers(place.addresses, place.key)
     ended = False
     try:
         servers.wait_until_started()

@@ -18,7 +18,6 @@ import torch
 from zenspeed.errors import InputError
 from zenspeed.parallel.mesh import World
 from zenspeed.server.answers import Answers
-from zenspeed.server.client import read_key
 from zenspeed.server.crew import Complaints, Crew, Member
 from zenspeed.server.updates import Updates
 from zenspeed.server.wire import Stream, WireError, keep_alive
@@ -140,16 +139,18 @@ def say(message: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} parameter server: {message}", file=sys.stderr, flush=True)
 
 
-def serve(host: str, port: int, key_file: Path, folder: Path, *, sync: bool = False) -> None:
-    """Runs a server until a worker ends the run. Prints the port that it listens at."""
+def serve(
+    listener: socket.socket, key: bytes, folder: Path, *, sync: bool = False, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Runs a server until a worker ends the run. `ready` is called when it has its folder, before it answers."""
     from zenspeed.parallel.mesh import world
 
     torch.set_num_threads(1)
-    with world() as here, listen(host, port) as listener:
+    with listener, world() as here:
 
         async def main() -> None:
-            server = Server(here, read_key(key_file), folder, say, sync=sync)
-            print(f"listening at {host}:{listener.getsockname()[1]}", flush=True)
+            server = Server(here, key, folder, say, sync=sync)
+            ready()
             await server.run(listener)
 
         asyncio.run(main())

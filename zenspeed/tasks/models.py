@@ -29,7 +29,7 @@ _WEIGHTS = ("huggingface", "from_run")
 _FINE_TUNING = {"name": "adamw", "lr": 5e-5, "warmup": 0.1, "weight_decay": 0.01, "betas": [0.9, 0.999], "epsilon": 1e-8}
 _OWN_LR = 5e-4  # a model trained here is small, and small models want a higher rate (docs/LOG.md)
 
-_KEPT = {"huggingface": ("dropout", "pool"), "from_run": ("dropout", "pool", "pooler")}
+_KEPT = {"huggingface": ("dropout", "pool"), "from_run": ("dropout", "ngram_dropout", "pool", "pooler")}
 """Keys of the model that a recipe may set beside the weights it begins from: they are of the head, or of training alone."""
 
 
