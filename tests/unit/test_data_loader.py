@@ -143,22 +143,25 @@ def test_smallest_stream_gives_one_sample_and_a_shorter_one_an_error(tmp_path: P
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("stride", [None, 3, 1])
 @pytest.mark.parametrize(("lengths", "context", "batch_size"), [([5, 0, 17, 1, 40], 8, 2), ([3], 16, 4), ([16, 14], 8, 1)])
 def test_evaluation_takes_every_target_once(
-    ranks: int, lengths: list[int], context: int, batch_size: int, tmp_path: Path
+    ranks: int, lengths: list[int], context: int, batch_size: int, stride: int | None, tmp_path: Path
 ) -> None:
     data = make_dataset(tmp_path, lengths, shards=min(2, len(lengths)))
     stream = data.read(0, data.num_tokens).astype(int).tolist()
     pairs: Counter[tuple[int, int, int]] = Counter()
     num_batches = set()
     for rank in range(ranks):
-        batches = list(evaluation_batches(data, context, batch_size, rank, ranks))
+        batches = list(evaluation_batches(data, context, batch_size, rank, ranks, stride=stride))
         num_batches.add(len(batches))
         for (inputs, targets), documents in batches:
             assert inputs["tokens"].shape == targets.shape == documents.shape
             assert 1 <= len(targets) <= batch_size
             assert torch.equal(targets == IGNORE, documents == -1)
             valid = targets != IGNORE
+            for row, first in zip(valid.tolist(), inputs["tokens"].tolist(), strict=True):
+                assert not stride or not any(row[: context - stride]) or first[: len(stream)] == stream[:context]
             rows = zip(inputs["tokens"][valid].tolist(), targets[valid].tolist(), documents[valid].tolist(), strict=True)
             pairs.update(rows)
     assert len(num_batches) == 1, "ranks would wait for each other for ever"

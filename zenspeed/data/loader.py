@@ -117,29 +117,36 @@ def evaluation_batches(
     rank: int = 0,
     ranks: int = 1,
     attend_across_documents: bool = False,
+    stride: int | None = None,
 ) -> Iterator[EvalBatch]:
-    """The whole split in consecutive windows, every target exactly once over all ranks.
+    """The whole split in windows, every target exactly once over all ranks.
+
+    Windows begin `stride` tokens apart, by default `context`: one behind the other. With a smaller stride they overlap, and of
+    all but the first only the last `stride` targets count: each is predicted from the `context - stride` tokens before it at
+    least (of its document), which costs context / stride times as much.
 
     The last window is padded with IGNORE. Every rank gets the same number of batches, since a sharded model's forward is
     collective; a rank that is left without a window at the end gets one in which all is IGNORE. The end-of-text that ends a
     document belongs to that document.
     """
-    num_targets = dataset.num_tokens - 1
-    num_windows = -(-num_targets // context)
+    stride = stride or context
+    num_windows = 1 + max(0, -(-(dataset.num_tokens - 1 - context) // stride))
     starts = dataset.document_starts
     end_of_text = int(dataset.read(0, 1)[0])
     for group in range(0, num_windows, batch_size * ranks):
         first = min(group + rank * batch_size, num_windows)
         count = min(batch_size, num_windows - first)
-        begin, end = first * context, min((first + count) * context, num_targets)
-        rows = max(1, count)
+        rows, begin = max(1, count), first * stride
+        end = min(begin + (count - 1) * stride + context + 1, dataset.num_tokens)
+        stream = dataset.read(begin, end).astype(np.int64) if count else np.empty(0, np.int64)
+        place = np.arange(rows)[:, None] * stride + np.arange(context + 1)  # in the stream
+        there = place < len(stream)
         windows = np.full((rows, context + 1), end_of_text, dtype=np.int64)
-        valid = (np.arange(rows * context) < end - begin).reshape(rows, context)
-        stream = dataset.read(begin, end + 1).astype(np.int64) if count else np.empty(0, np.int64)
-        windows[:, :-1][valid] = stream[:-1]
-        windows[:, 1:][valid] = stream[1:]
+        windows[there] = stream[place[there]]
+        new = (np.arange(context) >= context - stride) | (first + np.arange(rows)[:, None] == 0)
+        counted = there[:, 1:] & new
         inside = np.full((rows, context), -1)
-        inside[valid] = np.searchsorted(starts, np.arange(begin, max(begin, end)), side="right") - 1
+        inside[counted] = np.searchsorted(starts, begin + place[:, :-1][counted], side="right") - 1
         batch = batch_of_windows(windows, end_of_text, attend_across_documents)
         documents = torch.from_numpy(inside)
         yield EvalBatch(batch._replace(targets=batch.targets.masked_fill(documents < 0, IGNORE)), documents)

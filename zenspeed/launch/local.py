@@ -55,9 +55,9 @@ def launch(num_processes: int, command: Sequence[str], rendezvous: Rendezvous | 
     address = own_address(rendezvous.endpoint) if rendezvous.endpoint else None
     if address is not None and (interface := interface_of(address)) is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # gloo's own choice is what the machine's name resolves to
-    # With torch 2.13's shared store a machine that joins a later round waits for ever for the address of rank 0, which says it in
-    # its first round alone (dynamic_rendezvous.py, next_rendezvous), and processes that are started again read the addresses of
-    # those before them and cannot connect (rendezvous.py, _create_c10d_store).
+    # With torch 2.13's shared store a machine that joins a later round waits for ever for the address of rank 0, which says it
+    # in its first round alone (dynamic_rendezvous.py, next_rendezvous), and processes that are started again read the addresses
+    # of those before them and cannot connect (rendezvous.py, _create_c10d_store).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # Each process gets its share of the cores; torch elastic's own default is one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // num_processes)))
