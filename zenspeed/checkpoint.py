@@ -74,6 +74,12 @@ def write_manifest(folder: Path, step: int, ranks: int, state: Mapping[str, Any]
     write_atomically(folder / "checkpoint.json", json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
 
 
+def restate(folder: Path, **changes: Any) -> None:
+    """Changes entries of the state of a whole checkpoint; its tensors stay as they are."""
+    checkpoint = Checkpoint(folder)
+    write_manifest(folder, checkpoint.step, checkpoint.ranks, checkpoint.state | changes)
+
+
 class Checkpointer:
     """Saves checkpoints of one run, in the background, and forgets old ones; `keep` None: keeps all."""
 

@@ -12,7 +12,17 @@ ALIKE = 0.6
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used. The message names the value, the place and the fix; the command line exits with 2."""
+    """What the user gave cannot be used. The message names the value, the place and the fix."""
+
+    code = 2
+    """With which the command line exits."""
+
+
+class RolledBack(InputError):
+    """A run on parameter servers went back to a checkpoint, from which servers and workers have to begin anew."""
+
+    code = 75
+    """As of sysexits.h, EX_TEMPFAIL: to be tried again."""
 
 
 class _Kind(NamedTuple):

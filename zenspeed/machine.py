@@ -37,6 +37,11 @@ def process_age_seconds() -> float:
     return time.time() - psutil.Process().create_time()
 
 
+def process_began() -> float:
+    """When this process was started, on the clock of time.perf_counter."""
+    return time.perf_counter() - process_age_seconds()
+
+
 def resident_bytes() -> int:
     """Memory of this process in RAM."""
     return int(psutil.Process().memory_info().rss)

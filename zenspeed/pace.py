@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 
-from zenspeed.machine import process_age_seconds
 from zenspeed.recipe import Recipe
 from zenspeed.recovery import Counters
 
@@ -16,11 +15,11 @@ WRAP_UP_SECONDS = 2.0  # checkpoint, curve, report and samples at the end of a r
 
 
 class Clock:
-    """How far a run is, by steps or by wall time from the start of its process, over all processes of the run."""
+    """How far a run is, by steps or by wall time: since `began` (of time.perf_counter), and what earlier processes took."""
 
-    def __init__(self, recipe: Recipe, counters: Counters, evaluation_updates: float) -> None:
+    def __init__(self, recipe: Recipe, counters: Counters, evaluation_updates: float, began: float) -> None:
         self.recipe, self.counters = recipe, counters
-        self.offset = counters.elapsed + process_age_seconds() - time.perf_counter()
+        self.offset = counters.elapsed - began
         if counters.started is None:
             counters.started = self.elapsed()
         self.step_seconds = 0.0

@@ -204,7 +204,8 @@ class TrainConfig(Config):
     steps: int | None = Field(None, ge=1)
     """Updates of the weights; the run ends after them."""
     minutes: float | None = Field(None, gt=0)
-    """Wall time of the run from the start of the process to its end, evaluation and samples included; instead of steps."""
+    """Wall time of the run from the start of the command (or the call of zenspeed.train) to its end, evaluation and samples
+    included; instead of steps."""
     epochs: float | None = Field(None, gt=0)
     """Times the training samples are gone through; instead of steps."""
     target_loss: float | None = Field(None, gt=0)

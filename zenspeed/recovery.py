@@ -60,6 +60,18 @@ def restore(checkpoint: Checkpoint, engine: Engine, counters: Counters, task: Ta
         torch.set_rng_state(rng)
 
 
+def places(recipe: Recipe, folder: Path) -> list[Path]:
+    """Where checkpoints of a run are."""
+    return [folder / "checkpoints", *second_place(recipe.checkpoint.copy_to, folder)]
+
+
+def forget_after(recipe: Recipe, folder: Path, step: int) -> None:
+    """Takes away checkpoints of later steps: the run went back and goes on another way."""
+    set_aside_after(folder / "checkpoints", step)
+    if recipe.run.storage:
+        RunStore(recipe.run.storage).forget_after(step)
+
+
 class Recovery:
     """The guard of one run, and its way back."""
 
@@ -157,9 +169,7 @@ class Recovery:
         dist.barrier()
         choice: list[Any] = [None]
         if self.here.rank == 0:
-            path, wrong = newest_whole(
-                [self.folder / "checkpoints", *second_place(self.recipe.checkpoint.copy_to, self.folder)], before
-            )
+            path, wrong = newest_whole(places(self.recipe, self.folder), before)
             for reason in wrong:
                 self._note("checkpoint skipped", reason=reason)
             choice = [path]
@@ -170,9 +180,7 @@ class Recovery:
         restore(checkpoint, self.engine, self.counters, self.task, self.here)
         dist.barrier()
         if self.here.rank == 0:
-            set_aside_after(self.folder / "checkpoints", checkpoint.step)
-            if self.recipe.run.storage:
-                RunStore(self.recipe.run.storage).forget_after(checkpoint.step)
+            forget_after(self.recipe, self.folder, checkpoint.step)
         self.log.rewind(checkpoint.step)
         self.skipped = 0
         return checkpoint

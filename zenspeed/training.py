@@ -66,6 +66,7 @@ def train(
     number: int | None = None,
     loop: Callable[[Run, Interrupt], Result] | None = None,
     parts: Parts | None = None,
+    began: float | None = None,
 ) -> Result:
     """Runs a recipe to its end, or from the checkpoint folder `resume` to its end.
 
@@ -73,12 +74,14 @@ def train(
         number: of this process among workers of a parameter server, which form no process group; above 0 it joins a run.
         loop: instead of this module's own.
         parts: what the run is made of, where that is to be something else.
+        began: when the run's time began, on the clock of time.perf_counter; default: now.
 
     Raises:
         InputError: something the user gave cannot be used; nothing of an earlier run is changed.
     """
     if loop is None and recipe.parallel.mode == "parameter_server":
         raise InputError("parallel.mode: parameter_server is run by zenspeed.train, this is the loop of data_parallel")
+    began = time.perf_counter() if began is None else began
     folder = recipe.run.folder
     pulse = Pulse(folder / FOLDER if folder else None, int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))))
     with world() as here, contextlib.closing(pulse):
@@ -87,7 +90,7 @@ def train(
             here = here._replace(rank=number)
         display = display or Display(enabled=here.rank == 0)
         with Interrupt() as interrupt:
-            run = _set_up(recipe, here, display, resume, pulse, parts or Parts(), joins=bool(number))
+            run = _set_up(recipe, here, display, resume, pulse, parts or Parts(), began, joins=bool(number))
             try:
                 result = (loop or _loop)(run, interrupt)
             except Exception as error:
@@ -140,10 +143,19 @@ class Run(NamedTuple):
     peak_flops: float  # of all ranks together
     weights: int
     memory: MemoryLimit
+    began: float  # on the clock of time.perf_counter
 
 
 def _set_up(
-    recipe: Recipe, here: World, display: Display, resume: Path | None, pulse: Pulse, parts: Parts, *, joins: bool = False
+    recipe: Recipe,
+    here: World,
+    display: Display,
+    resume: Path | None,
+    pulse: Pulse,
+    parts: Parts,
+    began: float,
+    *,
+    joins: bool = False,
 ) -> Run:
     """All that the loop needs. `joins`: a run that others have begun."""
     checkpoint = Checkpoint(resume) if resume else None
@@ -242,6 +254,7 @@ def _set_up(
         float(peak),
         weights,
         limit,
+        began,
     )
 
 
@@ -298,7 +311,7 @@ def num_parameters(model: nn.Module) -> int:
 def _loop(run: Run, interrupt: Interrupt) -> Result:
     recipe, counters, task, recovery = run.recipe, run.counters, run.task, run.recovery
     tokens_per_update = recipe.train.batch_size * task.tokens_per_sample
-    clock = Clock(recipe, counters, task.evaluation_tokens / tokens_per_update)
+    clock = Clock(recipe, counters, task.evaluation_tokens / tokens_per_update, run.began)
     due, aim = Due(recipe, counters, clock), Aim(recipe.train.target_loss, task.bytes_per_token, clock)
     losses, every, size = Smooth(), recipe.guard.check_replicas, recipe.train.micro_batch_size or 1
     flops = task.flops_per_token(run.model)

@@ -236,9 +236,7 @@ def generate(name: str, options: Options) -> None:
             end = task.tokenizer.end_of_text
             grams = KneserNey(train, 5, task.tokenizer.vocab_size)
             bits["5-gram Kneser-Ney"].append(_bits(by_document(grams.losses(rest), rest, end), sizes))
-            before, both = (len(lzma.compress(text, preset=9)) for text in _texts(task.tokenizer, train, rest))
-            share = 8 * np.log(2) * (both - before) / sizes.sum()
-            bits["xz"].append(_bits(share * sizes, sizes))
+            bits["xz"].append(_bits(np.log(2) * xz_bits(task.tokenizer, train, rest, sizes), sizes))
     record(name, "bits per byte", bits, options, name, {})
 
 
@@ -257,9 +255,19 @@ def by_document(losses: np.ndarray, tokens: np.ndarray, end: int) -> np.ndarray:
     return np.bincount(number, weights=losses[1:])
 
 
-def _texts(tokenizer: Any, train: np.ndarray, rest: np.ndarray) -> tuple[bytes, bytes]:
-    first, second = tokenizer.decode(train).encode(), tokenizer.decode(rest).encode()
-    return first, first + second
+XZ_DOCUMENTS = 100
+
+
+def xz_bits(tokenizer: Any, train: np.ndarray, rest: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Bits that each document adds behind the training text and the documents before it; of many, all take as much a byte."""
+    known = tokenizer.decode(train).encode()
+    parts = np.split(rest, np.flatnonzero(rest == rest[0])[1:])[: len(sizes)]
+    texts = [tokenizer.decode(part).encode() for part in parts]
+    if len(texts) > XZ_DOCUMENTS:
+        texts = [b"".join(texts)]
+    lengths = [len(lzma.compress(known + b"".join(texts[:count]), preset=9)) for count in range(len(texts) + 1)]
+    bits = 8.0 * np.diff(lengths)
+    return bits if len(bits) == len(sizes) else bits * sizes / sizes.sum()
 
 
 # Pretraining ------------------------------------------------------------------------------------------------------------

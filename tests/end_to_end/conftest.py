@@ -74,6 +74,6 @@ def hold_at(run: Path, rank: int, step: int) -> None:
         time.sleep(0.002)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("RANK") == str(rank) and str(beats) in [file.path for file in process.open_files()]:
+            if (str(beats), "w") in [(file.path, file.mode) for file in process.open_files()]:
                 process.send_signal(signal.SIGSTOP)
                 return

@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import Cli, hold_at
-from zenspeed.chaos.faults import Fault
+from zenspeed.chaos.faults import Fault, parts_of
 from zenspeed.chaos.network import FAR, network
 from zenspeed.chaos.trial import Curve, Trial, broken_promises, curve_of, step_seconds
 from zenspeed.checkpoint import Checkpoint, list_checkpoints, newest_whole
 from zenspeed.config import load
+from zenspeed.display import Display
 from zenspeed.health import FOLDER, read_beat
 from zenspeed.launch.supervise import _free_port
 from zenspeed.launch.train import scale
-from zenspeed.recipe import Recipe
+from zenspeed.recipe import ParallelConfig, Recipe
 from zenspeed.runlog import read_events, read_metrics
+from zenspeed.server.run import train
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "chaos.yaml"
 STEPS = 24
@@ -136,6 +138,38 @@ def test_rolls_back_with_other_data(recipe: Recipe, tmp_path: Path) -> None:
     assert [step for step, _, _ in updates] == list(range(1, STEPS + 1))
     assert [samples for _, samples, _ in updates] == [8 * s for s in range(1, 13)] + [8 * s for s in range(17, 29)]
     assert all(loss == loss for _, _, loss in updates)
+
+
+def test_a_parameter_server_rolls_back_as_data_parallel_does(recipe: Recipe, tmp_path: Path) -> None:
+    fault = Fault("nan batches", 0, 14, 0.0, 0)
+    alone = Trial(recipe, tmp_path / "alone", fault)
+    assert alone.run(1) == 0
+    changes = {
+        "run": recipe.run.model_copy(update={"folder": tmp_path / "run"}),
+        "parallel": ParallelConfig(mode="parameter_server"),
+        "train": recipe.train.model_copy(update={"lanes": 1}),
+    }
+    train(recipe.model_copy(update=changes), display=Display(enabled=False), parts=parts_of(fault, 0, True))
+    told = [[e for e in read_events(at) if e["event"] == "rolled back"] for at in (alone.folder, tmp_path / "run")]
+    (before,), (after,) = [[{k: e[k] for k in ("step", "to", "samples_from", "rollbacks")} for e in events] for events in told]
+    assert before == after
+    one, two = (curve_of(at).updates for at in (alone.folder, tmp_path / "run"))
+    assert [update[:2] for update in two] == [update[:2] for update in one], "steps, and samples read"
+    assert [loss for *_, loss in two] == pytest.approx([loss for *_, loss in one], abs=1e-6)
+
+
+def test_launched_workers_begin_anew_after_a_roll_back(cli: Cli, corpus: Path, tiny: list[str], tmp_path: Path) -> None:
+    """Ordinary norms are taken for spikes here: the run goes back once, with the same batches left out as in data parallel."""
+    guard = ["guard.norm_factor=1.04", "train.clip=0.01", "guard.events=2", "guard.rollbacks=1"]
+    sets = ["train.steps=60", "train.lanes=1", "checkpoint.every=5", *guard]
+    arguments = ["train", corpus, *tiny, *(f"--set={key}" for key in sets)]
+    cli(*arguments, "--set", "run.folder=one")
+    cli("launch", "-n", "2", *arguments, "--set", "run.folder=two", "--set", "parallel.mode=parameter_server")
+    told = [[e["samples_from"] for e in read_events(tmp_path / n) if e["event"] == "rolled back"] for n in ("one", "two")]
+    assert told[0] == told[1] and len(told[0]) == 1
+    one, two = ([(r["step"], r["loss"]) for r in read_metrics(tmp_path / name) if "lr" in r] for name in ("one", "two"))
+    assert [step for step, _ in two] == list(range(1, 61))
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-5)
 
 
 def test_a_copy_in_a_second_place(recipe: Recipe, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from zenspeed.launch.rendezvous import Rendezvous
 from zenspeed.launch.ssh import Ssh, commands, variables
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+SERVED = ["--set", "parallel.mode=parameter_server"]
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 NOTE = """
@@ -187,6 +188,9 @@ def test_a_failure_is_tried_again(cli: Cli, script: Callable[[str], str], tmp_pa
         (["launch", "--hostfile", "nowhere", "train"], "nowhere: no such file"),
         (["launch", "--include", "localhost", "-n", "2", "train"], "--include and --exclude choose the slots"),
         (["launch", "--unknown", "train"], "No such option"),
+        (["launch", "--rdzv", "h:1", "train", *SERVED], "workers meet at their servers, not at --rdzv"),
+        (["launch", "--nnodes", "2", "train", *SERVED], "workers meet at their servers"),
+        (["launch", "--min-processes", "2", "train", *SERVED], "--min-processes: a parameter server goes on with any number"),
     ],
 )
 def test_bad_options(cli: Cli, arguments: list[str], message: str) -> None:

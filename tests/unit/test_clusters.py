@@ -149,6 +149,7 @@ def test_kubectl_gets_the_manifests(folder: Path, monkeypatch: pytest.MonkeyPatc
         ("kubernetes", ("image=i", "size=1Gi"), {}, "name it: --with volume=NAME"),
         ("kubernetes", ("image=i", "volume=v"), {"arguments": ("train", "recipe.yaml", "--set", "data.source=/data/a.txt")},
          "data.source: /data/a.txt: is not on the volume, which is mounted at /work"),
+        ("slurm", (), {"arguments": (*TRAIN, "--set", "parallel.mode=parameter_server")}, "is placed by --on ray alone"),
         ("slurm", (), {"dry_run": False}, "there is no sbatch here"),
         ("kubernetes", ("image=i", "volume=v"), {"dry_run": False}, "there is no kubectl here"),
     ],

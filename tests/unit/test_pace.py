@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
 from zenspeed.config import InputError, load
+from zenspeed.display import Display
+from zenspeed.machine import process_began
 from zenspeed.pace import Aim, Clock, Interrupt
 from zenspeed.recipe import Recipe
 from zenspeed.recovery import Counters
+from zenspeed.training import Result, Run, train
 
 
 def test_a_signal_asks_once_and_interrupts_twice() -> None:
@@ -35,6 +40,26 @@ def test_a_rank_ends_without_its_launcher_and_a_single_run_does_not(launched: bo
         assert interrupt.asked is launched
 
 
+def test_the_time_of_a_run_is_that_since_the_call_and_of_a_command_that_since_its_process_began(tmp_path: Path) -> None:
+    """A notebook trains for five minutes although its process is an hour old."""
+    before, seen = time.perf_counter(), []
+
+    def loop(run: Run, interrupt: Interrupt) -> Result:
+        seen.append(run.began)
+        clock = Clock(run.recipe, run.counters, 1.0, run.began)
+        assert clock.elapsed() < time.perf_counter() - before
+        return Result(run.folder, 0, None, interrupted=True)
+
+    (tmp_path / "t.txt").write_text("a text of some words. " * 300, encoding="utf-8")
+    tiny = ["model.layers=1", "model.width=16", "model.heads=2", "model.context=16", "tokenizer.vocab_size=270"]
+    places = [f"data.source={tmp_path / 't.txt'}", f"data.cache={tmp_path / 'cache'}", f"run.folder={tmp_path / 'run'}"]
+    recipe = load(Recipe, None, [*tiny, *places, "data.section_characters=80", "train.batch_size=2", "train.precision=fp32"])
+    train(recipe, display=Display(enabled=False), loop=loop)
+    train(recipe, display=Display(enabled=False), loop=loop, began=process_began() + 60)
+    assert before < seen[0] < time.perf_counter() and process_began() < before
+    assert abs(seen[1] - 60 - process_began()) < 1.0, "of one clock"
+
+
 class Stopped(Clock):
     """A clock that is set by hand, of a run whose evaluations take 2 s."""
 
@@ -48,7 +73,7 @@ class Stopped(Clock):
 
 
 def test_a_target_is_looked_at_when_it_is_near_and_reached_by_the_upper_end_of_its_interval() -> None:
-    clock = Stopped(load(Recipe, None, ["train.minutes=5"]), Counters(), 1.0)
+    clock = Stopped(load(Recipe, None, ["train.minutes=5"]), Counters(), 1.0, 0.0)
     aim = Aim(2.0, 3.0, clock)  # bits per byte, bytes per token
     nats = 2.0 * 3.0 * math.log(2)
     assert not aim.looks()

@@ -14,6 +14,7 @@ from moto.server import ThreadedMotoServer
 import zenspeed
 from tests.distributed.ranks import run_ranks
 from zenspeed.checkpoint import Checkpointer
+from zenspeed.cli import app
 from zenspeed.cli.app import run_here
 from zenspeed.config import load
 from zenspeed.data.files import source_files
@@ -101,6 +102,22 @@ def test_a_run_goes_on_on_another_machine(bucket: str, tmp_path: Path, monkeypat
     Path("runs/run/recipe.yaml").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="runs/run: holds another run than"):
         RunStore(f"{bucket}/run").fetch(Path("runs/run"))
+
+
+def test_launch_goes_on_with_a_run_in_storage(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`zenspeed launch -n 2 resume s3://…` watches the folder that the run was fetched to; `report` finds it as well."""
+    Store(bucket).put(tmp_path / "text.txt", "text.txt")
+    zenspeed.train(recipe(bucket, "train.steps=2"))
+    at(tmp_path / "second", monkeypatch)
+    app(["launch", "-n", "2", "resume", f"{bucket}/run", "--set", "train.steps=4"], standalone_mode=False)
+    assert {path.name for path in Path().iterdir()} <= {"runs", "cache"}, "no folder s3:"
+    assert (Path("runs/run/health/rank-00001.beat")).exists() and "step-00000004" in RunStore(f"{bucket}/run").checkpoints()
+    at(tmp_path / "third", monkeypatch)
+    app(["report", f"{bucket}/run"], standalone_mode=False)
+    assert Path("runs/run/report.html").exists()
+    sets = ["--set", "train.steps=12", "--set", "checkpoint.every=4"]
+    with pytest.raises(InputError, match="runs are broken in a folder of this machine"):
+        app(["chaos", "--folder", f"{bucket}/chaos", *sets], standalone_mode=False)
 
 
 def save_apart(folder: str, url: str | None, environment: dict[str, str]) -> bool | str:

@@ -47,7 +47,7 @@ def main() -> NoReturn:
         app(standalone_mode=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.code)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)

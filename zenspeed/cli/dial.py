@@ -90,6 +90,7 @@ def dialled(
     preparing = prepare_meanwhile(drafted.recipe)
     from zenspeed.dial.choose import choose
     from zenspeed.display import Display
+    from zenspeed.machine import process_began
     from zenspeed.parallel.mesh import world
     from zenspeed.training import set_threads, train
 
@@ -102,7 +103,7 @@ def dialled(
         for line in chosen.lines:
             display.say(line)
         alone = chosen.processes == here.size
-        result = train(chosen.recipe, display=display) if alone else None
+        result = train(chosen.recipe, display=display, began=process_began()) if alone else None
         display.close()
     if result is None:
         result = _launched(chosen)

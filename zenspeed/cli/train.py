@@ -64,11 +64,12 @@ def train(
     if go_on and _go_on(recipe.run.folder, sets, storage=recipe.run.storage, servers=_place(servers, server_key)):
         return
     preparing = _prepare_meanwhile(recipe) if not servers else None
+    from zenspeed.machine import process_began
     from zenspeed.server.run import train as run
 
     if preparing is not None:
         preparing.join()
-    _report(run(recipe, servers=_place(servers, server_key)))
+    _report(run(recipe, servers=_place(servers, server_key), began=process_began()))
 
 
 def _place(servers: list[str] | None, key: Path | None) -> Place | None:
@@ -121,13 +122,14 @@ def _go_on(
     servers: Place | None = None,
 ) -> bool:
     """Trains on from a checkpoint; false where there is none."""
+    from zenspeed.machine import process_began
     from zenspeed.run import begun
     from zenspeed.server.run import train as run
 
     found = begun(folder, sets or (), checkpoint, storage)
     if found is None:
         return False
-    _report(run(found.recipe, resume=found.checkpoint, servers=servers))
+    _report(run(found.recipe, resume=found.checkpoint, servers=servers, began=process_began()))
     return True
 
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zenspeed.errors import InputError
+from zenspeed.errors import InputError, RolledBack
 from zenspeed.launch.job import Job
 from zenspeed.launch.watch import beside
 from zenspeed.recipe import Recipe
@@ -140,6 +140,8 @@ def run(job: Job, ray: Any, room: Room) -> int:
         crew = Crew(ray, recipe, found and found.checkpoint, room, left)
         try:
             return crew.run()
+        except RolledBack:
+            left = crew.restarts_left
         except NodeLost as lost:
             left = crew.restarts_left - 1
             if left < 0:
@@ -258,6 +260,8 @@ class Crew:
             finished = self.ray.get(future)
             self.ray.kill(worker.actor)
         except exceptions.RayTaskError as error:  # what the user can put right; the others meet the same
+            if isinstance(error.cause, RolledBack):
+                raise error.cause from None
             raise InputError(f"--on ray: training failed: {said(error)}") from None
         except exceptions.RayActorError:
             if self._over_at is not None:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from zenspeed.errors import RolledBack
 from zenspeed.health import FOLDER, place, read_stack
 from zenspeed.launch.beats import Beats
 from zenspeed.launch.watch import STACKS_SECONDS, ask_for_stacks, keep_stacks
@@ -36,10 +37,15 @@ def launch_workers(num_workers: int, arguments: Sequence[str], recipe: Recipe, m
     command += _set("parallel.server.shares", server.shares)
     if server.addresses:
         return _Crew(command, num_workers, max_restarts, recipe).run()
-    with LocalServers(server.count, folder_of(recipe), server.key_file) as servers:
-        command += [part for address in servers.addresses for part in ("--server", address)]
-        command += ["--server-key", str(servers.key_file)]
-        return _Crew(command, num_workers, max_restarts, recipe).run()
+    while True:
+        with LocalServers(server.count, folder_of(recipe), server.key_file) as servers:
+            there = [part for address in servers.addresses for part in ("--server", address)]
+            there += ["--server-key", str(servers.key_file)]
+            code = _Crew([*command, *there], num_workers, max_restarts, recipe).run()
+        if code != RolledBack.code:
+            return code
+        if arguments[0] == "train" and "--resume" not in command:
+            command.append("--resume")
 
 
 def _set(key: str, value: object) -> list[str]:
@@ -63,7 +69,7 @@ class _Crew:
         threads = str(max(1, usable_cores() // num_workers))
         self.environment = {"OMP_NUM_THREADS": threads} | os.environ
         self.workers = {number: self._spawn(number) for number in range(num_workers)}
-        self.finished, self.finished_at = False, 0.0
+        self.finished, self.finished_at, self.rolled_back = False, 0.0, False
 
     def _spawn(self, number: int) -> subprocess.Popen[bytes]:
         self.beats.follow(number)
@@ -90,7 +96,7 @@ class _Crew:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         code = 0
         try:
-            while self.workers:
+            while self.workers and not self.rolled_back:
                 time.sleep(0.05)
                 if self.finished and time.monotonic() - self.finished_at > GRACE_SECONDS:
                     self._pass_on(signal.SIGTERM)
@@ -102,6 +108,8 @@ class _Crew:
             signal.signal(signal.SIGTERM, before)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self._pass_on(signal.SIGKILL)
+        if self.rolled_back:  # the others wait for servers that have ended
+            return RolledBack.code
         return 0 if self.finished else code
 
     def _ended(self, number: int, code: int) -> int:
@@ -111,10 +119,12 @@ class _Crew:
             return 0
         if code == 130:  # was asked to end, and has saved
             return code
-        if code == 2:  # it has said what the user can put right; the others meet the same
+        if code == RolledBack.code:
+            self.rolled_back = True
+        elif code == 2:  # it has said what the user can put right; the others meet the same
             self._pass_on(signal.SIGTERM)
             return code
-        if self.finished:
+        if self.rolled_back or self.finished:
             return 0
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         if self.restarts_left > 0:

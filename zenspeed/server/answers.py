@@ -95,7 +95,8 @@ class Answers:
         join = check(Join, frame.head)
         if self.updates.store is not None:
             self.updates.same(join.fingerprint)
-        return {"started": self.updates.store is not None}, EMPTY
+        store = self.updates.store
+        return {"started": store is not None, "shift": store.spec.shift if store is not None else 0}, EMPTY
 
     async def _on_take(self, stream: Stream, member: Member, frame: Frame) -> Answer:
         """Waits until there is a share for this worker; answers it with the weights, where they are newer."""

@@ -54,6 +54,8 @@ class Spec(Head):
     """Exchanges made before, where a run goes on."""
     tokens: Count
     """Tokens trained on before."""
+    shift: Count = 0
+    """Samples that the run left out before: update n reads those from shift + n × batch on."""
 
     @property
     def steps_per_clock(self) -> int:
@@ -83,6 +85,9 @@ class Start(Head):
     states: list[tuple[str, str, Count]] = Field(default_factory=list, max_length=10_000_000)
     """(parameter, kind, elements) of what stands in the body behind the weights."""
     scalars: dict[str, dict[str, Number]] = Field(default_factory=dict)
+    losses: Annotated[list[Number], Field(max_length=100_000)] = []
+    norms: Annotated[list[Number], Field(max_length=100_000)] = []
+    """Of the updates before, by which the next ones are judged."""
     peer: tuple[str, Annotated[int, Field(ge=1, le=65535)]] | None = None
     """Address of server 0, for the others."""
 

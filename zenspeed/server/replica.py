@@ -51,21 +51,28 @@ class Replica:
         self._moved = servers.moved
         self.waited = 0.0
 
-    def start(self, checkpoint: Checkpoint | None) -> None:
-        """Joins the run; brings weights and, of a checkpoint, optimizer state where the servers have none yet."""
+    def start(self, checkpoint: Checkpoint | None) -> int:
+        """Joins the run; brings weights and, of a checkpoint, optimizer state where the servers have none yet. Gives the run's
+        `Spec.shift`."""
+        shift = self.spec.shift
         for index, link in enumerate(self.servers.links):
-            if link.ask(Kind.JOIN, {"fingerprint": self.spec.fingerprint}).head["started"]:
+            joined = link.ask(Kind.JOIN, {"fingerprint": self.spec.fingerprint}).head
+            if joined["started"]:
+                shift = joined["shift"]
                 continue
             states, values, scalars = self._states_of(checkpoint, index)
             weights = gather([p for fragment in self.parts[index] for p in fragment])
             peer = None if index == 0 else self.servers.links[0].address
+            guard = checkpoint.state.get("guard", {}) if checkpoint is not None else {}
             start = Start(
-                spec=self.spec, index=index, servers=len(self.servers.links), states=states, scalars=scalars, peer=peer
-            )
+                spec=self.spec, index=index, servers=len(self.servers.links), states=states, scalars=scalars, peer=peer,
+                losses=guard.get("losses", []), norms=guard.get("norms", []),
+            )  # fmt: skip
             link.ask(Kind.START, start.model_dump(mode="json"), as_bytes(torch.cat([weights, *values])))
         if not self.local:
             for optimizer in self.engine.optimizers:
                 optimizer.state.clear()  # the servers have it
+        return shift
 
     def _states_of(
         self, checkpoint: Checkpoint | None, index: int

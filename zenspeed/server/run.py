@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from zenspeed.config import validate
 from zenspeed.display import Display
+from zenspeed.errors import RolledBack
 from zenspeed.pace import Interrupt
 from zenspeed.recipe import Recipe, fresh_folder
 from zenspeed.server.client import Servers, read_key
-from zenspeed.training import Result, Run
+from zenspeed.training import Parts, Result, Run
 from zenspeed.training import train as train_in_parallel
 
 
@@ -23,28 +24,42 @@ class Place(NamedTuple):
 
 
 def train(
-    recipe: Recipe, *, resume: Path | None = None, display: Display | None = None, servers: Place | None = None
+    recipe: Recipe,
+    *,
+    resume: Path | None = None,
+    display: Display | None = None,
+    servers: Place | None = None,
+    parts: Parts | None = None,
+    began: float | None = None,
 ) -> Result:
     """Runs a recipe to its end, or from the checkpoint folder `resume` to its end.
 
     Args:
         servers: of a launched worker; what the recipe says of servers is then left alone.
+        parts: what the run is made of, where that is to be something else.
+        began: when the run's time began, on the clock of time.perf_counter; default: now.
 
     Raises:
         InputError: something the user gave cannot be used; nothing of an earlier run is changed.
+        RolledBack: the run went back to a checkpoint, and servers that run already have to begin anew.
     """
     if recipe.parallel.mode == "data_parallel":
-        return train_in_parallel(recipe, resume=resume, display=display)
+        return train_in_parallel(recipe, resume=resume, display=display, parts=parts, began=began)
     server = recipe.parallel.server
     if servers is None and server.addresses and server.key_file is not None:
         servers = Place(server.addresses, read_key(server.key_file))
     if servers is not None:
-        return _work(recipe, servers, resume, display)
+        return _work(recipe, servers, resume, display, parts, began)
     from zenspeed.server.local import LocalServers
 
     recipe = settle(recipe, workers=1)
-    with LocalServers(server.count, folder_of(recipe), server.key_file) as local:
-        return _work(recipe, Place(local.addresses, read_key(local.key_file)), resume, display)
+    while True:
+        try:
+            with LocalServers(server.count, folder_of(recipe), server.key_file) as local:
+                return _work(recipe, Place(local.addresses, read_key(local.key_file)), resume, display, parts, began)
+        except RolledBack:
+            recipe, resume = _as_saved(recipe)
+            began = None  # what it took before is in the checkpoint
 
 
 def settle(recipe: Recipe, workers: int) -> Recipe:
@@ -72,7 +87,20 @@ def _same_precision(recipe: Recipe, servers: Servers) -> Recipe:
     return validate(Recipe, data)
 
 
-def _work(recipe: Recipe, place: Place, resume: Path | None, display: Display | None) -> Result:
+def _as_saved(recipe: Recipe) -> tuple[Recipe, Path]:
+    """The run of `recipe` as of its newest checkpoint."""
+    from zenspeed.checkpoint import Checkpoint, newest_whole
+    from zenspeed.recovery import places
+
+    assert recipe.run.folder is not None
+    path, _ = newest_whole(places(recipe, recipe.run.folder))
+    assert path is not None
+    return validate(Recipe, Checkpoint(path).state["recipe"]), path
+
+
+def _work(
+    recipe: Recipe, place: Place, resume: Path | None, display: Display | None, parts: Parts | None, began: float | None
+) -> Result:
     """One worker, from its first word to the servers to its last."""
     from zenspeed.checkpoint import Checkpoint
     from zenspeed.server.worker import Work
@@ -88,11 +116,16 @@ def _work(recipe: Recipe, place: Place, resume: Path | None, display: Display | 
         def loop(run: Run, interrupt: Interrupt) -> Result:
             nonlocal ended
             work = Work(run, servers, Checkpoint(resume) if resume is not None and number == 0 else None)
-            result = work.loop(interrupt)
+            try:
+                result = work.loop(interrupt)
+            except RolledBack:
+                ended = True
+                raise
             ended = work.leads
             return result
 
         first = number == 0  # the others have the servers' weights
-        return train_in_parallel(recipe, resume=resume if first else None, display=display, number=number, loop=loop)
+        resume = resume if first else None
+        return train_in_parallel(recipe, resume=resume, display=display, number=number, loop=loop, parts=parts, began=began)
     finally:
         servers.close(stop_servers=ended)

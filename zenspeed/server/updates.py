@@ -114,6 +114,7 @@ class Updates:
         # Local steps are judged by the workers that make them; asynchronous updates come to each server in an order of its own.
         if spec.consistency != "local" and (spec.consistency != "asynchronous" or start.servers == 1):
             self.guard = Guard(spec.guard, spec.clip)
+            self.guard.load_state_dict({"losses": start.losses, "norms": start.norms})
         if self.index > 0:
             if start.peer is None:
                 raise Refused("start: server 0's address is missing")

@@ -7,21 +7,21 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 
-from zenspeed.checkpoint import Checkpoint
+from zenspeed.checkpoint import Checkpoint, newest_whole, restate
 from zenspeed.data.batch import Batch
 from zenspeed.display import Display
 from zenspeed.engine import Engine, Shard, Update
-from zenspeed.errors import InputError
+from zenspeed.errors import InputError, RolledBack
 from zenspeed.guard import Guard
 from zenspeed.machine import resident_bytes
 from zenspeed.optim import lr_factor
 from zenspeed.pace import Clock, Due, Interrupt
 from zenspeed.parallel.share import share_of
+from zenspeed.recovery import MAX_SKIPPED, forget_after, places
 from zenspeed.runlog import RunLog, note, read_metrics
 from zenspeed.server.client import Servers
 from zenspeed.server.keys import keys_of
@@ -53,6 +53,7 @@ def spec_of(run: Run) -> Spec:
         steps=recipe.train.steps,
         first=run.counters.step // steps_per_clock,
         tokens=run.counters.tokens,
+        shift=max(0, run.counters.samples - run.counters.step * recipe.train.batch_size),
         **server.model_dump(
             include={
                 "consistency", "staleness", "local_steps", "outer_lr", "outer_momentum", "fragments", "overlap_steps", "mixing",
@@ -71,21 +72,20 @@ class Remote:
         self._scalars: dict[str, dict[str, float]] = {}
         self.version = 0
 
-    def shards(self) -> Iterator[Shard]:
-        self._scalars = {}
+    def shards(self) -> list[Shard]:
+        """All is asked for at once: `scalars` are those of the same moment."""
+        self._scalars, out = {}, []
         for link in self._servers.links:
             answer = link.ask(Kind.STATE, {"version": self.version})
             values, at = answer.body.view(torch.float32), 0
             for name, kind, shape, start, stop in answer.head["entries"]:
-                yield Shard(name, kind, torch.Size(shape), start, stop, values[at : at + stop - start])
+                out.append(Shard(name, kind, torch.Size(shape), start, stop, values[at : at + stop - start]))
                 at += stop - start
             self._scalars |= answer.head["scalars"]
+        return out
 
     def scalars(self) -> dict[str, dict[str, float]]:
         return self._scalars
-
-
-MAX_SKIPPED = 20  # updates in a row that were not made, after which a run is stopped
 
 
 def _finite(value: float) -> float | None:
@@ -99,13 +99,15 @@ class Work:
         self.spec, self.servers = spec_of(run), servers
         kind = Streaming if self.spec.overlap_steps else Replica
         self.replica = kind(run.engine, servers, self.spec)
-        self.replica.start(checkpoint)
+        self.shift = self.replica.start(checkpoint)
         self.remote = Remote(run.engine, servers)
         self.engine = run.engine
         alone = run.world._replace(rank=0, size=1)  # evaluation is one worker's alone
         self.run = run._replace(engine=cast(Engine, self.remote), world=alone)
         self.guard = Guard(run.recipe.guard, run.recipe.train.clip)
+        self.judge = run.recovery.guard  # of the run, as the servers judge it; it goes into checkpoints
         self.skipped = 0  # updates in a row that the servers did not make
+        self.tried = self.judge.rollbacks > 0  # the run has just gone back, and no update is made since
         self.leads = run.log.enabled
         servers.leads(self.leads)
         self._written = self.spec.first
@@ -114,7 +116,7 @@ class Work:
     def loop(self, interrupt: Interrupt) -> Result:
         recipe, counters, task = self.run.recipe, self.run.counters, self.run.task
         tokens_per_update = recipe.train.batch_size * task.tokens_per_sample
-        clock = Clock(recipe, counters, task.evaluation_tokens / tokens_per_update)
+        clock = Clock(recipe, counters, task.evaluation_tokens / tokens_per_update, self.run.began)
         due = Due(recipe, counters, clock)
         timed = recipe.train.steps is None
         while True:
@@ -167,7 +169,7 @@ class Work:
         counters.step = version * self.spec.steps_per_clock
         if self.spec.steps is not None:
             counters.step = min(counters.step, self.spec.steps)
-        counters.samples, counters.tokens = counters.step * self.run.recipe.train.batch_size, tokens
+        counters.samples, counters.tokens = self.shift + counters.step * self.run.recipe.train.batch_size, tokens
 
     def _lead(self, leads: bool) -> None:
         """The worker that led has gone: from now on this one evaluates, saves and writes metrics. Or another one does."""
@@ -248,7 +250,7 @@ class Work:
         """Says what went wrong with the samples of an update, or of one share of it."""
         size = self.run.recipe.train.batch_size
         each = size if number is None else size // self.spec.shares
-        first = step * size + (number or 0) * each
+        first = self.shift + step * size + (number or 0) * each
         note(self.run.folder, event, step=step + 1, samples=[first, first + each], worker=self.servers.number, **facts)
         said = f"step {step + 1}: {event}: samples {first} to {first + each}: "
         print(said + ", ".join(f"{k} {v}" for k, v in facts.items()), file=sys.stderr, flush=True)
@@ -257,7 +259,7 @@ class Work:
         train = self.run.recipe.train
         each = train.batch_size // self.spec.shares
         return self.run.task.micro_batches(
-            step * train.batch_size + number * each, share_of(each, 0, 1, train.micro_batch_size or 1).sizes
+            self.shift + step * train.batch_size + number * each, share_of(each, 0, 1, train.micro_batch_size or 1).sizes
         )
 
     def _count(self, micro: list[Batch]) -> tuple[float, int]:
@@ -284,18 +286,47 @@ class Work:
         save(self.run, clock)
 
     def _judged(self, record: dict[str, Any]) -> None:
-        """Names the batch of an update that the servers did not make; too many in a row end the run."""
+        """Names the batch of an update that the servers did not make; after several the run goes back, too many end it."""
         self.skipped = self.skipped + 1 if record.get("skipped") else 0
         if not self.skipped:
+            self.tried = False
+            if None not in (record["loss"], record["grad_norm"]):
+                self.judge.allows(record["loss"], record["grad_norm"])
             return
         step, reason = record["step"], record["reason"]
         if not self.replica.local:
             self._note("update blocked", step - 1, None, reason=reason, outcome="set aside")
+        if self.judge.set_aside(step):
+            self._roll_back(step)
         if self.skipped > MAX_SKIPPED:
             raise InputError(
                 f"step {step}: no update in {self.skipped} batches in a row ({reason}); go back to an earlier checkpoint "
                 f"(zenspeed resume --checkpoint), lower optim.lr (now {self.run.recipe.optim.lr}) or set train.precision=fp32"
             )
+
+    def _roll_back(self, step: int) -> None:
+        """Ends this start of the run, so that it begins anew from before the first batch set aside, with samples from behind
+        the last one; where no checkpoint is left, the run goes on."""
+        run, samples = self.run, self.shift + step * self.run.recipe.train.batch_size
+        run.checkpointer.wait()
+        limit = self.spec.first * self.spec.steps_per_clock if self.tried else self.judge.aside[0]
+        path, wrong = newest_whole(places(run.recipe, run.folder), limit)
+        for reason in wrong:
+            note(run.folder, "checkpoint skipped", reason=reason)
+        if path is None:
+            note(run.folder, "no checkpoint to roll back to", step=step)
+            return
+        back, rollbacks = Checkpoint(path), self.judge.rollbacks + 1
+        guard = back.state.get("guard", {}) | {"rollbacks": rollbacks, "aside": []}
+        for place in places(run.recipe, run.folder):
+            if (place / path.name).exists():
+                restate(place / path.name, samples=samples, guard=guard)
+        forget_after(run.recipe, run.folder, back.step)
+        note(run.folder, "rolled back", step=step, to=back.step, samples_from=samples, rollbacks=rollbacks)
+        run.display.say(f"step {step}: rolled back to step {back.step}, samples from {samples} on")
+        raise RolledBack(
+            f"step {step}: the run went back to step {back.step}; start servers anew, then: zenspeed resume {run.folder}"
+        )
 
     def _write(self, ticket: Ticket, clock: Clock) -> None:
         """Metrics of the updates since the last time, and the line that people see."""
@@ -307,6 +338,7 @@ class Work:
             rate = record["tokens_per_second"]
             record |= {"mfu": rate * self._flops / self.run.peak_flops, "memory_bytes": resident_bytes()}
             record["elapsed_seconds"] = clock.elapsed()
+            record["samples"] = self.shift + record["step"] * recipe.train.batch_size
             record["loss"] = math.nan if record["loss"] is None else record["loss"]
             if (record["step"] // self.spec.steps_per_clock) % recipe.log.every == 0:
                 self.run.log.write(record)
