@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from zenspeed.errors import InputError, RolledBack
 from zenspeed.launch.job import Job
-from zenspeed.launch.watch import beside
+from zenspeed.launch.watch import beside, send
 from zenspeed.recipe import Recipe
 
 GRACE_SECONDS = 10.0
@@ -283,7 +283,7 @@ class Crew:
 
         for worker in self._workers.values():
             there = NodeAffinitySchedulingStrategy(worker.node, soft=False)
-            self.ray.remote(os.kill).options(num_cpus=0, scheduling_strategy=there).remote(worker.pid, signal.SIGTERM)
+            self.ray.remote(send).options(num_cpus=0, scheduling_strategy=there).remote(worker.pid, signal.SIGTERM)
         futures = [future for future, (kind, _) in self._running.items() if kind == "worker"]
         self.ray.wait(futures, num_returns=len(futures), timeout=STOP_SECONDS)
         return 130
