@@ -325,6 +325,10 @@ def starts(base: Path, tokenizer: Path, sizes: dict[str, Any]) -> dict[str, list
     }
 
 
+MASKED_STEPS = (60, 250)
+"""Updates of fine-tuning: pretraining is worth most where there are few."""
+
+
 def masked(name: str, options: Options) -> None:
     """Hidden words of the standard library's documentation, then the package of a docstring; and without the first."""
     from classify import read as read_table
@@ -336,19 +340,21 @@ def masked(name: str, options: Options) -> None:
     test = read_table(folder / "test.csv")
     unseen = {part.strip() for row in test for part in row["text"].split("\n\n")}
     plain = documents_without(name, unseen)
-    right: dict[str, list[Measure]] = {"pretrained": [], "random": []}
+    right: dict[int, dict[str, list[Measure]]] = {steps: {"pretrained": [], "random": []} for steps in MASKED_STEPS}
     for seed in options.seeds:
         base = run(name, "masked-en", seed, options, f"data.source={plain}")
         config, tokenizer = open_run(base).recipe.model, base / "tokenizer"
         keys = ("preset", "architecture", "layers", "width", "heads", "context", "tie_embeddings", "pool")
         for system, start in starts(base, tokenizer, {key: getattr(config, key) for key in keys}).items():
-            tuned = run(f"{name}/{system}", "classify", seed, options, f"data.source={folder / 'train.csv'}",
-                        f"data.test={folder / 'test.csv'}", "data.leakage=allow", "train.minutes=null",
-                        "train.steps=250", *start)  # fmt: skip
-            said = [row["prediction"] for row in read(tuned / "predictions.jsonl")]
-            hits = np.array([[row["label"] == label, 1.0] for row, label in zip(test, said, strict=True)], np.float64)
-            right[system].append(Measure(hits, _ratio, "share of rows with the right label", True))
-    record(name, "accuracy", right, options, name, {})
+            for steps, measures in right.items():
+                tuned = run(f"{name}/{system}-{steps}", "classify", seed, options, f"data.source={folder / 'train.csv'}",
+                            f"data.test={folder / 'test.csv'}", "data.leakage=allow", "train.minutes=null",
+                            f"train.steps={steps}", *start)  # fmt: skip
+                said = [row["prediction"] for row in read(tuned / "predictions.jsonl")]
+                hits = np.array([[row["label"] == label, 1.0] for row, label in zip(test, said, strict=True)], np.float64)
+                measures[system].append(Measure(hits, _ratio, "share of rows with the right label", True))
+    for steps, measures in right.items():
+        record(f"{name}, {steps} updates", "accuracy", measures, options, name, {})
 
 
 TASKS: dict[str, Callable[[str, Options], None]] = {
