@@ -24,8 +24,8 @@ class RunLog:
         self._events: Any = None
         if not enabled:
             return
+        make_folder(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             if resumed_step is not None:
                 _forget_after(folder / METRICS, resumed_step)
             # What a run left that never came to a checkpoint cannot be gone on from, and would only be mixed in.
@@ -66,6 +66,18 @@ class RunLog:
             self._file.close()
             if self._events is not None:
                 self._events.close()
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder of a run where there is none.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror}; give another: --set run.folder=…") from None
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

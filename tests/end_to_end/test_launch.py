@@ -20,6 +20,7 @@ from zenspeed.launch.ssh import Ssh, commands, variables
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 SERVED = ["--set", "parallel.mode=parameter_server"]
+NOWHERE = ["python-docs", "--set", "run.folder=/proc/x", "--set", "train.steps=2"]
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 NOTE = """
@@ -188,6 +189,9 @@ def test_a_failure_is_tried_again(cli: Cli, script: Callable[[str], str], tmp_pa
         (["launch", "--hostfile", "nowhere", "train"], "nowhere: no such file"),
         (["launch", "--include", "localhost", "-n", "2", "train"], "--include and --exclude choose the slots"),
         (["launch", "--unknown", "train"], "No such option"),
+        (["launch", "-n", "2", "train", *NOWHERE], "/proc/x: cannot be written"),
+        (["launch", "-n", "2", "train", *NOWHERE, *SERVED], "cannot be written"),
+        (["launch", "--nnodes", "1", "--rdzv", "127.0.0.1:29444", "train", *NOWHERE], "cannot be written"),
         (["launch", "--rdzv", "h:1", "train", *SERVED], "workers meet at their servers, not at --rdzv"),
         (["launch", "--nnodes", "2", "train", *SERVED], "workers meet at their servers"),
         (["launch", "--min-processes", "2", "train", *SERVED], "--min-processes: a parameter server goes on with any number"),

@@ -52,6 +52,7 @@ def _launched(chosen: Chosen) -> Result:
     """
     from zenspeed.config import dump, validate
     from zenspeed.launch.train import supervise
+    from zenspeed.launch.workers import launch_workers
     from zenspeed.machine import process_age_seconds
     from zenspeed.recipe import Recipe, fresh_folder
     from zenspeed.runlog import read_metrics
@@ -65,7 +66,10 @@ def _launched(chosen: Chosen) -> Result:
     with tempfile.TemporaryDirectory(prefix="zenspeed-dial-") as place:
         file = Path(place) / "recipe.yaml"
         file.write_text(dump(recipe), encoding="utf-8")
-        code = supervise(chosen.processes, "train", [str(file)], least=1, restarts=3)
+        if recipe.parallel.mode == "parameter_server":
+            code = launch_workers(chosen.processes, ["train", str(file)], recipe, max_restarts=3)
+        else:
+            code = supervise(chosen.processes, "train", [str(file)], least=1, restarts=3)
     if code not in (0, 130):
         raise typer.Exit(code)
     records = read_metrics(recipe.run.folder) if code == 0 else []
@@ -92,7 +96,8 @@ def dialled(
     from zenspeed.display import Display
     from zenspeed.machine import process_began
     from zenspeed.parallel.mesh import world
-    from zenspeed.training import set_threads, train
+    from zenspeed.server.run import train
+    from zenspeed.training import set_threads
 
     if preparing is not None:
         preparing.join()

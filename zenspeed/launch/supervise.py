@@ -29,7 +29,7 @@ from zenspeed.launch.beats import Beats
 from zenspeed.launch.watch import STACKS_SECONDS, ask_for_stacks, keep_stacks, named, send
 from zenspeed.recipe import GuardConfig
 from zenspeed.rescue import assemble
-from zenspeed.runlog import note
+from zenspeed.runlog import make_folder, note
 
 WANTED = "ranks"
 """File in the run's folder with the number of processes that `zenspeed scale` asked for."""
@@ -92,7 +92,7 @@ class Supervisor:
     def run(self, size: int) -> int:
         """Runs the job to its end; the exit code."""
         folder = self.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         (folder / WANTED).unlink(missing_ok=True)
         failures, newest = 0, self._newest()
         while True:

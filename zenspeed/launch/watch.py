@@ -26,7 +26,7 @@ from zenspeed.config import validate
 from zenspeed.health import FOLDER, Frame, is_stopped, place, read_beat, read_stack, waited_for
 from zenspeed.launch.beats import Beats, Late
 from zenspeed.recipe import GuardConfig
-from zenspeed.runlog import note
+from zenspeed.runlog import make_folder, note
 
 LOOK_SECONDS = 0.25
 STACKS_SECONDS = 1.0
@@ -47,7 +47,7 @@ class Watch:
 
     def __init__(self, run: Path, limits: GuardConfig, here: Callable[[], Here]) -> None:
         self.run, self.health, self.here = run, run / FOLDER, here
-        self.health.mkdir(parents=True, exist_ok=True)
+        make_folder(self.health)
         self.beats = Beats(self.health, limits)
         self._pids: dict[int, int] = {}
 
@@ -155,7 +155,7 @@ def watching(watch: Watch | None) -> Iterator[None]:
 @contextlib.contextmanager
 def beside(run: Path, limits: GuardConfig, rank: int, size: int) -> Iterator[None]:
     """A process beside this one watches it, since one that hangs cannot; it ends when this one does."""
-    (run / FOLDER).mkdir(parents=True, exist_ok=True)
+    make_folder(run / FOLDER)
     what = [str(run), str(rank), str(os.getpid()), str(size), limits.model_dump_json()]
     with subprocess.Popen([sys.executable, "-m", "zenspeed.launch.watch", *what]) as process:
         try:

@@ -20,7 +20,7 @@ from zenspeed.launch.beats import Beats
 from zenspeed.launch.watch import STACKS_SECONDS, ask_for_stacks, keep_stacks
 from zenspeed.machine import usable_cores
 from zenspeed.recipe import Recipe
-from zenspeed.runlog import note
+from zenspeed.runlog import make_folder, note
 
 
 def launch_workers(num_workers: int, arguments: Sequence[str], recipe: Recipe, max_restarts: int = 0) -> int:
@@ -64,7 +64,7 @@ class _Crew:
         assert recipe.run.folder is not None
         self.folder = recipe.run.folder
         health = self.folder / FOLDER
-        health.mkdir(parents=True, exist_ok=True)
+        make_folder(health)
         self.beats = Beats(health, recipe.guard)
         threads = str(max(1, usable_cores() // num_workers))
         self.environment = {"OMP_NUM_THREADS": threads} | os.environ

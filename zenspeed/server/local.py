@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from zenspeed.errors import InputError
+from zenspeed.runlog import make_folder
 
 START_SECONDS = 60.0
 MAX_RESTARTS = 20
@@ -71,7 +72,7 @@ class LocalServers:
 
     def _spawn(self, index: int) -> subprocess.Popen[str]:
         place = self.folder / str(index)
-        place.mkdir(parents=True, exist_ok=True)
+        make_folder(place)
         options = ["--listen", f"127.0.0.1:{self._ports[index]}", "--key-file", self.key_file, "--folder", place]
         command = [sys.executable, "-m", "zenspeed", "parameter-server", *map(str, options), "--end-with-input"]
         # A session of its own: Ctrl-C is for the workers, which end the servers when they have saved.
