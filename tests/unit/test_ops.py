@@ -111,6 +111,21 @@ def test_one_sequence_of_documents_is_computed_in_blocks(causal: bool, kv_heads:
     assert_same(in_blocks, whole, tuple(inputs))
 
 
+@pytest.mark.parametrize(
+    ("lengths", "widths"), [([40, 3, 33, 1, 64, 5, 70, 3], [16, 64, 80]), ([200, 200], [208]), ([9, 9], [])]
+)
+def test_where_nothing_is_learned_a_block_is_no_wider_than_its_longest_document(lengths: list[int], widths: list[int]) -> None:
+    documents = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))[None]
+    T = documents.shape[1]
+    q, k, v = (normal(1, 2, T, 8, seed=seed) for seed in range(3))
+    with torch.no_grad():
+        mask = make_mask(T, T, torch.float64, CPU, documents, causal=False)
+        assert [t.shape[1] for t in (mask.blocks.tokens if mask.blocks else [])] == widths
+        torch.testing.assert_close(
+            attention(q, k, v, mask), plain_attention(q, k, v, documents[0][:, None] == documents[0]), atol=1e-9, rtol=1e-9
+        )
+
+
 def test_long_attention_builds_no_mask() -> None:
     assert make_mask(5000, 5000, torch.float32, CPU) == Mask(None, causal=True, plain=False)
 

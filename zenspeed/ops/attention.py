@@ -38,6 +38,8 @@ STRIPE_TOKENS = 128
 """Rows of a causal square that are computed together, each stripe against the keys up to its end."""
 
 _WIDTHS = tuple(32 << k for k in range(16))  # of rows: few, since a block costs some forty calls a layer
+_FEW_SCORES = 128**2  # of a head: fewer cost less than the calls of a block
+_STEP = 16  # a row that nothing is learned from is no wider than it must be, in steps that products like
 
 
 class Mask(NamedTuple):
@@ -128,20 +130,22 @@ def make_mask(
 def _find_blocks(documents: Tensor) -> tuple[Blocks, list[Tensor]] | None:
     """Blocks of a sequence of document numbers (T,), masks still to be made, and the numbers inside each, (rows, width).
 
-    None where one document fills half of the sequence: the whole square is then about as good.
+    None where one document fills half of the sequence, and little more than its own square would be computed.
     """
     if torch.compiler.is_compiling():
         return None
     numbers = documents.numpy(force=True)
     starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
     lengths = np.diff(starts, append=len(numbers))
-    if 2 * lengths.max() >= len(numbers):
-        return None
     widths = np.array(_WIDTHS)[np.searchsorted(_WIDTHS, lengths)]
+    if 2 * lengths.max() >= len(numbers) and len(numbers) ** 2 - (widths**2).sum() < _FEW_SCORES:
+        return None
     blocks, inside = Blocks([], [], torch.empty(len(numbers), dtype=torch.int64), []), []
     size = 0
     for width in np.unique(widths):
         first, length = starts[widths == width, None], lengths[widths == width, None]
+        if not torch.is_grad_enabled():  # training would meet too many shapes, each with memory of its own
+            width = -(-length.max() // _STEP) * _STEP
         columns = np.arange(width)
         real = columns < length  # (rows, width)
         tokens = torch.from_numpy(np.where(real, first + columns, first))
