@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import nn
 from zenspeed.errors import InputError
 from zenspeed.models.build import build_model
 from zenspeed.models.hf import to_huggingface
+from zenspeed.models.layers import FeedForward
 from zenspeed.models.presets import ModelConfig
 from zenspeed.serve.gate import rows_in_bf16
 from zenspeed.serve.opened import Opened, open_model
+from zenspeed.serve.packed import PackedLinear, can_pack, pack
 from zenspeed.text.tokenizer import Tokenizer
 
 PROBES = ("The quick brown fox jumps.", "It sleeps.", "In 1987 the price was 4.50 dollars")
@@ -41,7 +44,10 @@ def test_products_are_in_bf16_and_answers_the_same(tmp_path: Path, head: str, la
     half, outcome = rows_in_bf16(trained, PROBES)
     assert outcome["weights"] == "bf16" and 0 < outcome["worst"] < 0.02
     linear = [part.weight.dtype for part in half.model.modules() if isinstance(part, nn.Linear)]
-    assert linear and set(linear) == {torch.bfloat16}
+    packed = [part for part in half.model.modules() if isinstance(part, PackedLinear)]
+    assert set(linear) <= {torch.bfloat16}
+    assert not linear if can_pack() else linear
+    assert len(linear) + len(packed) == sum(isinstance(part, nn.Linear) for part in trained.model.modules())
     assert all(p.dtype == torch.float32 for p in trained.model.parameters())
     if head == "label":
         rows = [{"text": text} for text in PROBES]
@@ -49,6 +55,24 @@ def test_products_are_in_bf16_and_answers_the_same(tmp_path: Path, head: str, la
         before, after = (o.task.predict(o.model, rows, o.place) for o in (trained, half))  # type: ignore[union-attr]
         assert [a["prediction"] for a in after] == [b["prediction"] for b in before]
         assert np.allclose([list(a["scores"].values()) for a in after], [list(b["scores"].values()) for b in before], atol=0.02)
+
+
+@pytest.mark.skipif(not can_pack(), reason="this processor has no products in bf16")
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "geglu"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_layers_are_those_they_stand_for(activation: Any, bias: bool) -> None:
+    config = ModelConfig(preset="bert", layers=1, width=32, heads=2, feed_forward=48, activation=activation, bias=bias)
+    trained = nn.Sequential(FeedForward(config))
+    for seed, parameter in enumerate(trained.parameters()):
+        nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(seed))
+    packed = copy.deepcopy(trained)
+    pack(packed)
+    assert not any(isinstance(part, nn.Linear) for part in packed.modules())
+    x = torch.randn(1, 24, 32, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        wanted, found = trained(x), packed(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, atol=0.02 * float(wanted.abs().max()), rtol=0)
 
 
 def test_a_model_that_bf16_is_too_coarse_for_is_not_served(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from zenspeed.errors import InputError
 from zenspeed.serve.core import Core, Feed
 from zenspeed.serve.opened import Opened
+from zenspeed.serve.packed import can_pack, pack
 from zenspeed.tasks.base import Place
 from zenspeed.tasks.classification import ClassificationTask
 from zenspeed.tasks.similarity import SimilarityTask
@@ -68,6 +69,8 @@ def rows_in_bf16(opened: Opened, probes: Sequence[str]) -> tuple[Opened, dict[st
     if not isinstance(task, ClassificationTask | SimilarityTask):
         return opened, {"weights": "fp32", "why": "bf16 is for what writes, labels or embeds"}
     model = copy.deepcopy(opened.model)
+    if can_pack():
+        pack(model)
     for part in model.modules():
         if isinstance(part, nn.Linear):
             part.bfloat16()  # once, instead of for every batch
