@@ -68,12 +68,20 @@ def environment() -> dict[str, str]:
 
 
 def hold_at(run: Path, rank: int, step: int) -> None:
-    """Holds (SIGSTOP) a rank when it has come to a step: the process that has its beats open."""
+    """Holds (SIGSTOP) a rank in a step, `step` or a later one: the process that writes its beats.
+
+    Not in its first steps, which may take as long as a start.
+    """
     beats = run / FOLDER / f"rank-{rank:05d}.beat"
-    while read_beat(beats.parent, rank).step < step:
+    while True:
         time.sleep(0.002)
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if (str(beats), "w") in [(file.path, file.mode) for file in process.open_files()]:
-                process.send_signal(signal.SIGSTOP)
-                return
+        beat = read_beat(beats.parent, rank)
+        if beat.step < step or beat.phase != "step" or beat.number < 12:
+            continue
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if (str(beats), "w") in [(file.path, file.mode) for file in process.open_files()]:
+                    process.send_signal(signal.SIGSTOP)
+                    if read_beat(beats.parent, rank).phase == "step":
+                        return
+                    process.send_signal(signal.SIGCONT)  # it had gone on meanwhile

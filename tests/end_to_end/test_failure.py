@@ -158,6 +158,17 @@ def test_a_parameter_server_rolls_back_as_data_parallel_does(recipe: Recipe, tmp
     assert [loss for *_, loss in two] == pytest.approx([loss for *_, loss in one], abs=1e-6)
 
 
+def test_a_launched_worker_that_hangs_is_started_again(cli: Cli, corpus: Path, tiny: list[str], tmp_path: Path) -> None:
+    sets = ["train.steps=300", "train.lanes=1", "guard.step_seconds=3", "parallel.mode=parameter_server", "run.folder=run"]
+    threading.Thread(target=hold_at, args=(tmp_path / "run", 1, 10), daemon=True).start()
+    arguments = ["train", corpus, *tiny, *(f"--set={key}" for key in sets)]
+    done = cli("launch", "-n", "2", "--max-restarts", "1", *arguments)
+    (said,) = [event["why"] for event in read_events(tmp_path / "run") if event["event"] == "hung"]
+    assert "worker 1 did not go on within 3 s of phase step" in said and said in done.stderr
+    assert "worker 1 was ended by signal 9; it is started again" in done.stderr
+    assert [r["step"] for r in read_metrics(tmp_path / "run") if "lr" in r] == list(range(1, 301))
+
+
 def test_launched_workers_begin_anew_after_a_roll_back(cli: Cli, corpus: Path, tiny: list[str], tmp_path: Path) -> None:
     """Ordinary norms are taken for spikes here: the run goes back once, with the same batches left out as in data parallel."""
     guard = ["guard.norm_factor=1.04", "train.clip=0.01", "guard.events=2", "guard.rollbacks=1"]

@@ -98,8 +98,11 @@ class _Crew:
         try:
             while self.workers and not self.rolled_back:
                 time.sleep(0.05)
-                if self.finished and time.monotonic() - self.finished_at > GRACE_SECONDS:
+                late = time.monotonic() - self.finished_at if self.finished else 0.0
+                if late > GRACE_SECONDS:
                     self._pass_on(signal.SIGTERM)
+                if late > 2 * GRACE_SECONDS:  # one that is held hears of nothing else
+                    self._pass_on(signal.SIGKILL)
                 self._end_hung()
                 for number, process in list(self.workers.items()):
                     if process.poll() is not None:
