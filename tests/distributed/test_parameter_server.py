@@ -122,6 +122,7 @@ def work_of(worker: Worker, folder: Path, loss: Callable[..., Tensor]) -> Work:
     )
     train = SimpleNamespace(batch_size=BATCH, micro_batch_size=None)
     work: Any = object.__new__(Work)
+    work.shift = 0
     work.run = SimpleNamespace(recipe=SimpleNamespace(run=SimpleNamespace(seed=0), train=train), folder=folder, task=task)
     work.spec, work.servers, work.engine, work.replica = worker.spec, worker.servers, worker.engine, worker.replica
     work.guard = Guard(GuardConfig(), worker.spec.clip)

@@ -33,7 +33,7 @@ def folder(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.chdir(tmp_path)
     rate = Rate(token=1e-5, flop=2e-11, weight=1e-9, muon=2e-11)
     monkeypatch.setattr("zenspeed.dial.places.measure", lambda *_: rate)
-    for module in ("zenspeed.dial.choose", "zenspeed.pace", "zenspeed.machine"):
+    for module in ("zenspeed.dial.choose", "zenspeed.machine"):
         monkeypatch.setattr(f"{module}.process_age_seconds", lambda: 6.0)
     return tmp_path
 

@@ -118,7 +118,18 @@ def test_torch_elastic_begins_anew_when_a_rank_is_held(cli: Cli, corpus: Path, t
     cli(*arguments, "--set", "run.folder=one")
     threading.Thread(target=hold_at, args=(tmp_path / "run", 1, 30), daemon=True).start()
     meet = ["--nnodes", "1", "-n", "2", "--rdzv", f"127.0.0.1:{_free_port()}", "--max-restarts", "2"]
-    done = cli("launch", *meet, *arguments, "--resume", "--set", "guard.step_seconds=4", "--set", "run.folder=run")
+    done = cli(
+        "launch",
+        *meet,
+        *arguments,
+        "--resume",
+        "--set",
+        "guard.step_seconds=4",
+        "--set",
+        "guard.start_seconds=20",
+        "--set",
+        "run.folder=run",
+    )
     assert "the ranks wait for rank 1 at " in done.stderr and "rank-" not in done.stderr
     (said,) = [event["why"] for event in read_events(tmp_path / "run") if event["event"] == "hung"]
     assert (tmp_path / said.split("stacks: ")[1].split(")")[0] / "rank-00001.txt").read_text().count("most recent call first")
@@ -159,12 +170,19 @@ def test_a_parameter_server_rolls_back_as_data_parallel_does(recipe: Recipe, tmp
 
 
 def test_a_launched_worker_that_hangs_is_started_again(cli: Cli, corpus: Path, tiny: list[str], tmp_path: Path) -> None:
-    sets = ["train.steps=300", "train.lanes=1", "guard.step_seconds=3", "parallel.mode=parameter_server", "run.folder=run"]
+    sets = [
+        "train.steps=300",
+        "train.lanes=1",
+        "guard.step_seconds=3",
+        "guard.start_seconds=20",
+        "parallel.mode=parameter_server",
+        "run.folder=run",
+    ]
     threading.Thread(target=hold_at, args=(tmp_path / "run", 1, 10), daemon=True).start()
     arguments = ["train", corpus, *tiny, *(f"--set={key}" for key in sets)]
     done = cli("launch", "-n", "2", "--max-restarts", "1", *arguments)
     (said,) = [event["why"] for event in read_events(tmp_path / "run") if event["event"] == "hung"]
-    assert "worker 1 did not go on within 3 s of phase step" in said and said in done.stderr
+    assert "worker 1 did not go on within " in said and "s of phase step" in said and said in done.stderr
     assert "worker 1 was ended by signal 9; it is started again" in done.stderr
     assert [r["step"] for r in read_metrics(tmp_path / "run") if "lr" in r] == list(range(1, 301))
 

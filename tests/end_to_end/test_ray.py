@@ -84,7 +84,16 @@ def test_a_held_worker_is_named_and_all_begin_anew(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text(f"data: {{source: {corpus}}}\n", encoding="utf-8")
-    sets = [f"--set={key}" for key in ("train.steps=200", "checkpoint.every=10", "guard.step_seconds=4", "run.folder=run")]
+    sets = [
+        f"--set={key}"
+        for key in (
+            "train.steps=200",
+            "checkpoint.every=10",
+            "guard.step_seconds=4",
+            "guard.start_seconds=30",
+            "run.folder=run",
+        )
+    ]
     threading.Thread(target=hold_at, args=(tmp_path / "run", 1, 30), daemon=True).start()
     assert start(Options(on="ray", num_processes=2, max_restarts=2), ["train", "r.yaml", *tiny, *sets]) == 0
     said = [event["why"] for event in read_events(tmp_path / "run") if event["event"] == "hung"]

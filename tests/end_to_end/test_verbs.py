@@ -105,7 +105,7 @@ def train_start(folder: Path) -> Path:
         "task": {"kind": "masked_lm"},
         "data": {"source": str(write_data("masked_lm", folder, Recipe().task)), "section_characters": 300},
         "tokenizer": {"kind": "wordpiece"},
-        "model": {"preset": "bert", "layers": 1, "width": 16, "heads": 2, "context": 64},
+        "model": {"preset": "bert", "layers": 1, "width": 16, "heads": 2, "context": 128},
         "train": {"steps": 1},
         "log": {"tensorboard": False},
     }
