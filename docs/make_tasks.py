@@ -31,7 +31,7 @@ NOTES = """
 - **translation memory**: the target of the training pair whose text is nearest (TF-IDF of character 1- to 4-grams). **lead-1**: the
   first sentence. **before tuning**: the same model under the same template, before it read conversations. **5-gram Kneser-Ney**: of
   the same tokens, interpolated; **xz**: what each document adds behind the training text and the documents before it. Both look back
-  as far as they like, so the model is measured in windows that overlap (`evaluate.stride`, a quarter of the context). **random**: the
+  as far as they like, so the model is measured in windows that overlap (`evaluate.overlap`, three quarters of the context). **random**: the
   same model of the same task (spans: the first line of a docstring; masked: its package), as many steps, without the pretraining.
 
 ## What is not beaten yet

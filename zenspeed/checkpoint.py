@@ -366,6 +366,11 @@ def newest_whole(folders: Sequence[Path], before: int | None = None) -> tuple[Pa
     return None, wrong
 
 
+def places(copy_to: Path | None, run: Path) -> list[Path]:
+    """Where checkpoints of a run are: its folder, and the second place where there is one."""
+    return [run / "checkpoints", *second_place(copy_to, run)]
+
+
 def second_place(copy_to: Path | None, run: Path) -> list[Path]:
     """Where copies of a run's checkpoints are; none where none are asked for."""
     return [copy_to.expanduser() / run.name / "checkpoints"] if copy_to else []

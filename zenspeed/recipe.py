@@ -382,9 +382,9 @@ class EvaluateConfig(Config):
     """Steps between evaluations on the whole validation split; null: about ten in a run; 0: only the one at the end."""
     batch_size: int | None = Field(None, ge=1)
     """Sequences in one forward; null: as micro_batch_size."""
-    stride: int | None = Field(None, ge=1)
-    """Of a language model: tokens between the beginnings of its windows; null: model.context. With fewer, windows overlap, and
-    every token is predicted from the model.context - stride tokens before it at least, for context / stride times the work."""
+    overlap: int = Field(0, ge=0)
+    """Of a language model: tokens by which its windows overlap. Every token is predicted from so many before it at least, for
+    context / (context - overlap) times the work."""
 
 
 class LogConfig(Config):
@@ -433,10 +433,10 @@ class Recipe(Config):
                     raise ValueError(f"{key}: is for tasks with rows, not for language_model; take it away, or set task.kind")
             if self.data.hold_out != "auto" or self.data.hold_out_by is not None:
                 raise ValueError("data.hold_out: is for tasks with rows; language_model holds out documents by their text")
-            if (self.evaluate.stride or 0) > self.model.context:
+            if self.evaluate.overlap >= self.model.context:
                 raise ValueError(
-                    f"evaluate.stride: {self.evaluate.stride} leaves out tokens between windows of model.context = "
-                    f"{self.model.context}; give that or less"
+                    f"evaluate.overlap: {self.evaluate.overlap} leaves nothing new in windows of model.context = "
+                    f"{self.model.context}; give less than that"
                 )
             if self.train.batching != "packed":
                 raise ValueError(f"train.batching: language_model reads one stream, always packed, not {self.train.batching}")
@@ -448,9 +448,9 @@ class Recipe(Config):
             raise ValueError("data.clean: would move the answers of span_qa inside their texts; clean the files before")
         elif self.task.kind == "similarity" and self.task.text_pair is None:
             raise ValueError("task.text_pair: similarity needs it, the column of the text that belongs to task.text")
-        elif self.evaluate.stride is not None:
+        elif self.evaluate.overlap:
             raise ValueError(
-                f"evaluate.stride: is for language_model, not for {self.task.kind}; take it away (see task.stride)"
+                f"evaluate.overlap: is for language_model, not for {self.task.kind}; take it away (see task.stride)"
             )
         elif self.data.sources:
             raise ValueError(f"data.sources: a mixture is for language_model; give {self.task.kind} one data.source")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from zenspeed.checkpoint import Checkpoint, newest_whole, second_place, set_aside_after
+from zenspeed.checkpoint import Checkpoint, newest_whole, places, set_aside_after
 from zenspeed.config import InputError
 from zenspeed.data.batch import Batch
 from zenspeed.display import Display
@@ -58,11 +58,6 @@ def restore(checkpoint: Checkpoint, engine: Engine, counters: Counters, task: Ta
     counters.elapsed, counters.started, counters.validation_loss = state["elapsed"], state["started"], state["validation_loss"]
     if (rng := checkpoint.rng(here.rank)) is not None:
         torch.set_rng_state(rng)
-
-
-def places(recipe: Recipe, folder: Path) -> list[Path]:
-    """Where checkpoints of a run are."""
-    return [folder / "checkpoints", *second_place(recipe.checkpoint.copy_to, folder)]
 
 
 def forget_after(recipe: Recipe, folder: Path, step: int) -> None:
@@ -169,7 +164,7 @@ class Recovery:
         dist.barrier()
         choice: list[Any] = [None]
         if self.here.rank == 0:
-            path, wrong = newest_whole(places(self.recipe, self.folder), before)
+            path, wrong = newest_whole(places(self.recipe.checkpoint.copy_to, self.folder), before)
             for reason in wrong:
                 self._note("checkpoint skipped", reason=reason)
             choice = [path]

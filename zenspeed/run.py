@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from zenspeed.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, newest_whole, second_place
+from zenspeed.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, newest_whole, places
 from zenspeed.config import InputError, load, validate
 from zenspeed.models.build import build_model
 from zenspeed.models.heads import Head
@@ -87,10 +87,10 @@ def begun(
         raise InputError("run.folder: is not given, so each start makes a new one; name it: --set run.folder=runs/mine")
     if storage is not None:
         RunStore(storage).fetch(folder, checkpoint)
-    places = _places(folder)
-    if checkpoint is None and not any(map(list_checkpoints, places)):
+    there = _places(folder)
+    if checkpoint is None and not any(map(list_checkpoints, there)):
         return None
-    found = _newest(folder, places) if checkpoint is None else find_checkpoint(folder, checkpoint)
+    found = _newest(folder, there) if checkpoint is None else find_checkpoint(folder, checkpoint)
     before = recipe_of(Checkpoint(found)).model_dump(mode="json")
     return Begun(load(Recipe, None, [*overrides, f"run.folder={json.dumps(str(folder))}"], base=before), found)
 
@@ -101,12 +101,12 @@ def _places(folder: Path) -> list[Path]:
         second = load(Recipe, folder / "recipe.yaml").checkpoint.copy_to
     except InputError:
         second = None
-    return [folder / "checkpoints", *second_place(second, folder)]
+    return places(second, folder)
 
 
-def _newest(folder: Path, places: Sequence[Path]) -> Path:
+def _newest(folder: Path, there: Sequence[Path]) -> Path:
     """The newest whole checkpoint in any place; damaged ones are named and passed over."""
-    path, wrong = newest_whole(places)
+    path, wrong = newest_whole(there)
     for reason in wrong:
         if os.environ.get("RANK", "0") == "0":
             note(folder, "checkpoint skipped", reason=reason)

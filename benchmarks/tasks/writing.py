@@ -228,7 +228,7 @@ def generate(name: str, options: Options) -> None:
         task = LanguageTask(opened.recipe, None)
         held_out = task.prepared.validation
         context = opened.recipe.model.context  # the others look back as far as they like, so windows overlap
-        losses, _ = document_losses(opened.model, held_out, context, 8, nullcontext(), stride=context // 4)
+        losses, _ = document_losses(opened.model, held_out, context, 8, nullcontext(), overlap=3 * context // 4)
         sizes = np.asarray(held_out.document_bytes, np.float64)
         bits["zenspeed"].append(_bits(losses, sizes))
         if number == 0:  # the same for every seed

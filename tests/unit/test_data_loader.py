@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from zenspeed.config import InputError
+from zenspeed.config import InputError, load
 from zenspeed.data.batch import IGNORE, batch_of_windows
 from zenspeed.data.loader import Loader, evaluation_batches, sample_index, sample_indices
 from zenspeed.data.shards import TokenDataset, write_shard
+from zenspeed.recipe import Recipe
 
 EOT = 0
 
@@ -143,17 +144,17 @@ def test_smallest_stream_gives_one_sample_and_a_shorter_one_an_error(tmp_path: P
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("stride", [None, 3, 1])
+@pytest.mark.parametrize("overlap", [0, 3, 7])
 @pytest.mark.parametrize(("lengths", "context", "batch_size"), [([5, 0, 17, 1, 40], 8, 2), ([3], 16, 4), ([16, 14], 8, 1)])
 def test_evaluation_takes_every_target_once(
-    ranks: int, lengths: list[int], context: int, batch_size: int, stride: int | None, tmp_path: Path
+    ranks: int, lengths: list[int], context: int, batch_size: int, overlap: int, tmp_path: Path
 ) -> None:
     data = make_dataset(tmp_path, lengths, shards=min(2, len(lengths)))
     stream = data.read(0, data.num_tokens).astype(int).tolist()
     pairs: Counter[tuple[int, int, int]] = Counter()
     num_batches = set()
     for rank in range(ranks):
-        batches = list(evaluation_batches(data, context, batch_size, rank, ranks, stride=stride))
+        batches = list(evaluation_batches(data, context, batch_size, rank, ranks, overlap=overlap))
         num_batches.add(len(batches))
         for (inputs, targets), documents in batches:
             assert inputs["tokens"].shape == targets.shape == documents.shape
@@ -161,12 +162,21 @@ def test_evaluation_takes_every_target_once(
             assert torch.equal(targets == IGNORE, documents == -1)
             valid = targets != IGNORE
             for row, first in zip(valid.tolist(), inputs["tokens"].tolist(), strict=True):
-                assert not stride or not any(row[: context - stride]) or first[: len(stream)] == stream[:context]
+                assert not any(row[:overlap]) or first[: len(stream)] == stream[:context]
             rows = zip(inputs["tokens"][valid].tolist(), targets[valid].tolist(), documents[valid].tolist(), strict=True)
             pairs.update(rows)
     assert len(num_batches) == 1, "ranks would wait for each other for ever"
     of_target = [document for document, length in enumerate(lengths) for _ in range(length + 1)]  # its end-of-text included
     assert pairs == Counter(zip(stream[:-1], stream[1:], of_target, strict=True))
+
+
+def test_windows_that_overlap_by_all_of_themselves_are_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"evaluate\.overlap: 64 leaves nothing new in windows of model\.context = 64; give less"
+    ):
+        load(Recipe, None, ["model.context=64", "evaluate.overlap=64"])
+    with pytest.raises(InputError, match=r"evaluate\.overlap: is for language_model, not for masked_lm"):
+        load(Recipe, None, ["task.kind=masked_lm", "evaluate.overlap=4"])
 
 
 def test_evaluation_keeps_documents_apart_unless_told_otherwise(tmp_path: Path) -> None:

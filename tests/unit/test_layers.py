@@ -49,7 +49,8 @@ ALLOWED = {
     "report": "evaluate runlog config errors",
     "training": "pace rescue recovery health compiling runstore memory report resolve engine tasks data checkpoint evaluate"
     " optim parallel recipe runlog display machine config errors",
-    "server": "training recovery pace guard engine checkpoint data display machine optim parallel recipe runlog config errors",
+    "server": "training run recovery pace guard engine checkpoint data display machine optim parallel recipe runlog config"
+    " errors",
     "harness": "generate tasks text errors",
     "crossval": "tasks evaluate data recipe machine config errors",
     "dial": "pace plan resolve engine parallel optim data models machine recipe config errors",

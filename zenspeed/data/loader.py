@@ -117,19 +117,19 @@ def evaluation_batches(
     rank: int = 0,
     ranks: int = 1,
     attend_across_documents: bool = False,
-    stride: int | None = None,
+    overlap: int = 0,
 ) -> Iterator[EvalBatch]:
     """The whole split in windows, every target exactly once over all ranks.
 
-    Windows begin `stride` tokens apart, by default `context`: one behind the other. With a smaller stride they overlap, and of
-    all but the first only the last `stride` targets count: each is predicted from the `context - stride` tokens before it at
-    least (of its document), which costs context / stride times as much.
+    Windows overlap by `overlap` tokens, fewer than `context`, and of all but the first only the targets behind these count:
+    each is predicted from the `overlap` tokens before it at least (of its document), which costs context / (context - overlap)
+    times as much.
 
     The last window is padded with IGNORE. Every rank gets the same number of batches, since a sharded model's forward is
     collective; a rank that is left without a window at the end gets one in which all is IGNORE. The end-of-text that ends a
     document belongs to that document.
     """
-    stride = stride or context
+    stride = context - overlap
     num_windows = 1 + max(0, -(-(dataset.num_tokens - 1 - context) // stride))
     starts = dataset.document_starts
     end_of_text = int(dataset.read(0, 1)[0])
@@ -143,7 +143,7 @@ def evaluation_batches(
         there = place < len(stream)
         windows = np.full((rows, context + 1), end_of_text, dtype=np.int64)
         windows[there] = stream[place[there]]
-        new = (np.arange(context) >= context - stride) | (first + np.arange(rows)[:, None] == 0)
+        new = (np.arange(context) >= overlap) | (first + np.arange(rows)[:, None] == 0)
         counted = there[:, 1:] & new
         inside = np.full((rows, context), -1)
         inside[counted] = np.searchsorted(starts, begin + place[:, :-1][counted], side="right") - 1

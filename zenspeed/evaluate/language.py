@@ -26,12 +26,12 @@ def document_losses(
     rank: int = 0,
     ranks: int = 1,
     attend_across_documents: bool = False,
-    stride: int | None = None,
+    overlap: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Summed loss in nats and number of tokens of every document, (documents,) float64 each.
 
-    Every token of the split is predicted exactly once, in windows of `context` that begin `stride` (None: `context`) apart;
-    memory does not grow with the split.
+    Every token of the split is predicted exactly once, in windows of `context` that overlap by `overlap`; memory does not grow
+    with the split.
     With several ranks each takes its share of the windows, and all get the sums.
     """
     device = next(module.parameters()).device
@@ -40,7 +40,7 @@ def document_losses(
     module.eval()
     with autocast:
         for item in evaluation_batches(
-            dataset, context, batch_size, rank, ranks, attend_across_documents=attend_across_documents, stride=stride
+            dataset, context, batch_size, rank, ranks, attend_across_documents=attend_across_documents, overlap=overlap
         ):
             inputs = {k: v.to(device) for k, v in item.batch.inputs.items()}
             losses = module(**inputs, targets=item.batch.targets.to(device), reduction="none")

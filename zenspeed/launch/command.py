@@ -16,6 +16,7 @@ from zenspeed.launch.rendezvous import Rendezvous
 from zenspeed.launch.ssh import Ssh, commands, environment_files, run, variables
 from zenspeed.launch.watch import Watch, children
 from zenspeed.recipe import Recipe
+from zenspeed.storage import is_remote
 
 VERBS = ("train", "resume", "evaluate")
 CLUSTERS = ("slurm", "kubernetes", "ray")
@@ -98,7 +99,7 @@ def _elsewhere(options: Options) -> bool:
 
 def _fetched(arguments: Sequence[str], recipe: Recipe | None) -> list[str]:
     """`resume s3://bucket/run` once it is here: the folder that it was fetched to instead of its address."""
-    if arguments[0] == "resume" and recipe is not None and ":/" in arguments[1]:
+    if arguments[0] == "resume" and recipe is not None and is_remote(arguments[1]):
         return ["resume", str(recipe.run.folder), *arguments[2:]]
     return list(arguments)
 

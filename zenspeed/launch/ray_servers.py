@@ -215,7 +215,7 @@ class Crew:
         where, need = PlacementGroupSchedulingStrategy(placement_group=self._group), self.room.need
         options = {"num_cpus": need["CPU"], "num_gpus": need.get("GPU", 0.0), "scheduling_strategy": where}
         actor = self.ray.remote(WorkerActor).options(**options).remote()
-        self._workers[number] = Worker(actor, *self.ray.get(actor.place.remote()))
+        self._workers[number] = Worker(actor, *self.ray.get(actor.place.remote(), timeout=self.room.wait_seconds))
         self._running[actor.run.remote(number, self._order)] = ("worker", number)
 
     def _watch(self) -> int:
@@ -269,8 +269,11 @@ class Crew:
             if self.restarts_left > 0:
                 self.restarts_left -= 1
                 _say(f"worker {number} died; it is started again")
-                self._start_worker(number)
-                return 0
+                try:
+                    self._start_worker(number)
+                    return 0
+                except (exceptions.RayActorError, exceptions.GetTimeoutError):
+                    _say(f"worker {number} found no room")  # the others must not wait for it
             _say(f"worker {number} died; {len(self._workers)} go on")
             return 1
         if finished:

@@ -50,6 +50,7 @@ def train(
         servers = Place(server.addresses, read_key(server.key_file))
     if servers is not None:
         return _work(recipe, servers, resume, display, parts, began)
+    from zenspeed.run import begun
     from zenspeed.server.local import LocalServers
 
     recipe = settle(recipe, workers=1)
@@ -58,7 +59,9 @@ def train(
             with LocalServers(server.count, folder_of(recipe), server.key_file) as local:
                 return _work(recipe, Place(local.addresses, read_key(local.key_file)), resume, display, parts, began)
         except RolledBack:
-            recipe, resume = _as_saved(recipe)
+            found = begun(recipe.run.folder)
+            assert found is not None
+            recipe, resume = found
             began = None  # what it took before is in the checkpoint
 
 
@@ -85,17 +88,6 @@ def _same_precision(recipe: Recipe, servers: Servers) -> Recipe:
     if recipe.train.precision == "auto":
         data["train"]["precision"] = "bf16" if servers.compute_dtype == "bfloat16" else "fp32"
     return validate(Recipe, data)
-
-
-def _as_saved(recipe: Recipe) -> tuple[Recipe, Path]:
-    """The run of `recipe` as of its newest checkpoint."""
-    from zenspeed.checkpoint import Checkpoint, newest_whole
-    from zenspeed.recovery import places
-
-    assert recipe.run.folder is not None
-    path, _ = newest_whole(places(recipe, recipe.run.folder))
-    assert path is not None
-    return validate(Recipe, Checkpoint(path).state["recipe"]), path
 
 
 def _work(

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from zenspeed.checkpoint import Checkpoint, newest_whole, restate
+from zenspeed.checkpoint import Checkpoint, newest_whole, places, restate
 from zenspeed.data.batch import Batch
 from zenspeed.display import Display
 from zenspeed.engine import Engine, Shard, Update
@@ -21,7 +21,7 @@ from zenspeed.machine import resident_bytes
 from zenspeed.optim import lr_factor
 from zenspeed.pace import Clock, Due, Interrupt
 from zenspeed.parallel.share import share_of
-from zenspeed.recovery import MAX_SKIPPED, forget_after, places
+from zenspeed.recovery import MAX_SKIPPED, forget_after
 from zenspeed.runlog import RunLog, note, read_metrics
 from zenspeed.server.client import Servers
 from zenspeed.server.keys import keys_of
@@ -310,7 +310,8 @@ class Work:
         run, samples = self.run, self.shift + step * self.run.recipe.train.batch_size
         run.checkpointer.wait()
         limit = self.spec.first * self.spec.steps_per_clock if self.tried else self.judge.aside[0]
-        path, wrong = newest_whole(places(run.recipe, run.folder), limit)
+        there = places(run.recipe.checkpoint.copy_to, run.folder)
+        path, wrong = newest_whole(there, limit)
         for reason in wrong:
             note(run.folder, "checkpoint skipped", reason=reason)
         if path is None:
@@ -318,7 +319,7 @@ class Work:
             return
         back, rollbacks = Checkpoint(path), self.judge.rollbacks + 1
         guard = back.state.get("guard", {}) | {"rollbacks": rollbacks, "aside": []}
-        for place in places(run.recipe, run.folder):
+        for place in there:
             if (place / path.name).exists():
                 restate(place / path.name, samples=samples, guard=guard)
         forget_after(run.recipe, run.folder, back.step)

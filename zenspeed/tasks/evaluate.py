@@ -232,7 +232,7 @@ def _losses(model: Model, dataset: TokenDataset, place: Place) -> tuple[np.ndarr
         place.rank,
         place.ranks,
         recipe.data.attend_across_documents,
-        recipe.evaluate.stride,
+        recipe.evaluate.overlap,
     )
     return losses, tokens, dataset.document_bytes
 

@@ -45,8 +45,8 @@ class LanguageTask(Task):
         self.num_samples = self._loader.num_samples
         self.tokens_per_sample = recipe.model.context
         self.bytes_per_token = float(self.prepared.train.document_bytes.sum()) / max(1, self.prepared.train.num_tokens)
-        overlap = recipe.model.context / (recipe.evaluate.stride or recipe.model.context)
-        self.evaluation_tokens = int(self.prepared.validation.num_tokens * max(1.0, overlap))
+        new = 1 - recipe.evaluate.overlap / recipe.model.context  # share of a window
+        self.evaluation_tokens = int(self.prepared.validation.num_tokens / new)
 
     def build_model(self, seed: int, pretrained: bool = True) -> nn.Module:
         return task_model(self.recipe, self.tokenizer, "language", 0, seed, pretrained)
@@ -66,7 +66,7 @@ class LanguageTask(Task):
             place.rank,
             place.ranks,
             recipe.data.attend_across_documents,
-            recipe.evaluate.stride,
+            recipe.evaluate.overlap,
         )
         return language_figures(losses, tokens, dataset.document_bytes)
 
