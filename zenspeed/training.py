@@ -324,6 +324,9 @@ def _loop(run: Run, interrupt: Interrupt) -> Result:
         wants = due.evaluate() or aim.looks()
         facts = _agree_on(task, micro, clock.progress(), interrupt.asked, not recovery.skipped and due.save(), wants)
         if facts.stop or facts.progress >= 1.0 or (recipe.train.steps and counters.step >= recipe.train.steps):
+            if every and recovery.check_replicas():  # what is saved at the end must be right as well
+                due.went_back()
+                continue
             break
         if facts.evaluate:
             figures = evaluate(run, clock)

@@ -92,6 +92,12 @@ def test_a_far_network_only_takes_time(recipe: Recipe, one_process: Curve, tmp_p
     assert "was started 2 times" in broken_promises(trial, 0, one_process, 2)[0]
 
 
+def test_copies_that_differ_after_the_last_checkpoint_are_not_saved(recipe: Recipe, one_process: Curve, tmp_path: Path) -> None:
+    trial = Trial(recipe, tmp_path / "run", Fault("weight bit", 2, 21, 0.03, 1858720976))
+    assert broken_promises(trial, trial.run(3), one_process, 3) == []
+    assert [e["step"] for e in read_events(trial.folder) if e["event"] == "copies of weights differ"] == [STEPS]
+
+
 @pytest.mark.parametrize(("zero", "shard_ranks", "ranks"), [(0, None, 3), (1, 2, 4)])
 def test_what_a_lost_rank_held_comes_from_its_replica(
     zero: int, shard_ranks: int | None, ranks: int, recipe: Recipe, one_process: Curve, tmp_path: Path
