@@ -94,9 +94,10 @@ def questions() -> Path:
 def knowledge() -> Path:
     """A knowledge base and questions to it, some of which it cannot answer.
 
-    documents.jsonl holds all contexts but one in seven, by hash; test.jsonl and validation.jsonl questions with the document
-    that answers them, or with an empty answer where it was left out. train.jsonl, for a reader: the other questions, each with
-    its context, and again with the context that BM25 finds first of those to learn from without the answer, where it has none.
+    documents.jsonl holds all contexts but one in seven, by hash; test.jsonl and validation.jsonl questions to half of all
+    contexts, with the document that answers them, or with an empty answer where it was left out. train.jsonl, for a reader: the
+    other questions, each with its context, and again with the context that BM25 finds first of those to learn from without the
+    answer, where it has none.
     """
     from zenspeed.retrieve.bm25 import BM25
 
@@ -104,15 +105,15 @@ def knowledge() -> Path:
     folder = CACHE / "tasks" / "knowledge"
     kept = [(name, text) for name, text in found if not is_test(f"left out {text}", 1 / 7)]
     write_rows(folder / "documents.jsonl", [{"id": name, "text": text} for name, text in kept])
-    to_learn, names = [text for _, text in found if not is_test(text)], {name for name, _ in kept}
+    to_learn, names = [text for _, text in found if not is_test(text, 0.5)], {name for name, _ in kept}
     bm25 = BM25.build(to_learn)
     train: list[dict[str, Any]] = []
     asked: dict[str, list[dict[str, Any]]] = {"validation": [], "test": []}
     for name, text in found:
         for row in questions_of(text):
-            if is_test(text):
+            if is_test(text, 0.5):
                 there = name in names
-                part = "validation" if is_test(f"validation {text}", 0.4) else "test"
+                part = "validation" if is_test(f"validation {text}", 0.3) else "test"
                 asked[part].append(row | {"answer": row["answer"] if there else "", "document": name if there else ""})
                 continue
             train.append({**row, "context": text})

@@ -166,6 +166,19 @@ def test_answers_that_are_read_stand_in_their_document() -> None:
     assert not any(found.found for found in answer(made, ["weather"], reader(), refuse_below=2.0))
 
 
+def test_of_two_passages_the_one_that_has_the_words_is_believed() -> None:
+    made, reads = build_index([Document(str(i), text, {}) for i, text in enumerate(TEXTS)]), reader()
+    (own,) = made.search(["good film"], 2, "words")
+    first, second = (hit._replace(score=score) for hit, score in zip(own, (1e9, 1e-9), strict=True))
+    for hits in ([first, second], [second, first]):
+        found = answer(made, ["good film"], reads, hits=[hits], refuse_below=0.0)[0]
+        assert found.document == first.document.id and 0.99 < found.score <= 1
+    alone = answer(made, ["good film"], reads, hits=[[first._replace(score=1.0)]], refuse_below=0.0)[0]
+    row = {"question": "good film", "context": first.text}
+    (span,) = reads.task.find(reads.model, [row], place_of(reads.task.recipe))
+    assert alone.score == pytest.approx(span.score)  # a passage of score 1 leaves a reader's probability as it is
+
+
 def test_a_reader_of_hugging_face_layout_reads_as_it_did(pretrained: Path, tmp_path: Path) -> None:
     ours = reader()
     to_huggingface(ours.model, tmp_path / "reader")

@@ -30,7 +30,7 @@ class Found(NamedTuple):
     question: str
     answer: str
     score: float
-    """Of the likeliest answer, given or not: its probability in its passage, or the score of the nearest question."""
+    """Of the likeliest answer, given or not: of a reader, 0 … 1, see `_joined`; else the score of the nearest question."""
     best: str
     """The likeliest answer, given or not."""
     document: str | None
@@ -88,14 +88,23 @@ def _read(questions: Sequence[str], hits: list[list[Hit]], reader: Reader) -> li
     spans = iter(reader.task.find(reader.model, rows, place_of(reader.task.recipe)) if rows else ())
     found = []
     for question, own in zip(questions, hits, strict=True):
-        read = [(hit, next(spans)) for hit in own]
+        read = [(hit, span, _joined(span.score, hit.score)) for hit in own for span in (next(spans),)]
         if not read:
             found.append(Found(question, "", 0.0, "", None, None, None, own))
             continue
-        hit, span = max(read, key=lambda pair: pair[1].score)
+        hit, span, score = max(read, key=lambda one: one[2])
         place = (hit.document.id, hit.start + span.start, hit.start + span.end)
-        found.append(Found(question, span.text if span.found else "", span.score, span.text, *place, own))
+        found.append(Found(question, span.text if span.found else "", score, span.text, *place, own))
     return found
+
+
+def _joined(probability: float, score: float) -> float:
+    """The odds of an answer in its passage times the passage's own score (BM25 or a cosine), as a probability.
+
+    A reader alone is as sure of a passage that happens to fit as of one that has the words of the question.
+    """
+    odds = probability * max(score, 1e-6)
+    return odds / (1 - probability + odds)
 
 
 def _stored(questions: Sequence[str], hits: list[list[Hit]]) -> list[Found]:
