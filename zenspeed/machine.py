@@ -68,6 +68,20 @@ def pick_precision(device: Any) -> tuple[str, dict[str, float]]:
     return ("bf16" if rates["bf16"] >= 1.2 * rates["fp32"] else "fp32"), rates
 
 
+def has_float8(device: Any) -> bool:
+    """Whether products in fp8 are faster here than in bf16: an NVIDIA device of compute capability 8.9 or more."""
+    import torch
+
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def device_name(device: Any) -> str:
+    """For people."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"this {device.type}"
+
+
 def environment() -> dict[str, Any]:
     """Versions and hardware, for the record of a run."""
     import importlib.metadata

@@ -219,8 +219,9 @@ class TrainConfig(Config):
     """Rows of a task: `length`, or a column of numbers; the first epoch goes from the lowest to the highest."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Sequences in one forward and backward on one rank; null: the most that stay below 8,192 tokens."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Type of the matrix products; weights and optimizer are kept in fp32. `auto`: bf16 where it is fast here, as measured."""
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
+    """Type of the matrix products; weights and optimizer are kept in fp32. `auto`: bf16 where it is fast here, as measured.
+    `fp8`: bf16, but the linear layers of the blocks in fp8 while training, on accelerators that have such products."""
     lanes: int | None = Field(None, ge=1)
     """On a CPU with one process: threads that each take a share of the micro-batches. null: all threads, up to 8, where the
     batch can be shared. Otherwise one, and all threads share each operation."""
@@ -240,6 +241,11 @@ class TrainConfig(Config):
         if len(ends) > 1:
             raise ValueError(f"{' and '.join(ends)} both end the run; give one of them")
         return self
+
+    @property
+    def half(self) -> bool:
+        """Whether what is not in fp8 is computed in bf16 and not in fp32."""
+        return self.precision in ("bf16", "fp8")
 
 
 class OptimConfig(Config):
@@ -427,6 +433,10 @@ class Recipe(Config):
     def _check(self) -> Recipe:
         self._check_architecture()
         rows = self.task.kind != "language_model"
+        if self.train.precision == "fp8" and self.parallel.mode == "parameter_server":
+            raise ValueError(
+                "train.precision: workers of a parameter server compute in bf16 or fp32, not in fp8; give one of them"
+            )
         if not rows:
             for key, off in (("data.test", self.data.test is None), ("train.curriculum", self.train.curriculum is None)):
                 if not off:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from zenspeed.config import validate
 from zenspeed.errors import InputError
-from zenspeed.machine import pick_precision
+from zenspeed.machine import device_name, has_float8, pick_precision
 from zenspeed.parallel.mesh import World
 from zenspeed.recipe import Recipe, fresh_folder
 
@@ -52,6 +52,11 @@ def resolve(recipe: Recipe, here: World, *, resumed: bool = False) -> Recipe:
     train["micro_batch_size"] = micro
     if train["precision"] == "auto":
         train["precision"] = _agree(pick_precision(here.device)[0])
+    if train["precision"] == "fp8" and not has_float8(here.device):
+        raise InputError(
+            f"train.precision fp8: {device_name(here.device)} has no fast products in fp8 (NVIDIA's do from L40S and H100 on); "
+            "set train.precision=bf16"
+        )
     return validate(Recipe, data)
 
 

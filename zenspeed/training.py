@@ -43,7 +43,7 @@ from zenspeed.resolve import resolve
 from zenspeed.runlog import RunLog, plot_loss
 from zenspeed.runstore import RunStore
 from zenspeed.tasks.base import Place, Task
-from zenspeed.tasks.models import adopt_pretrained, load_report
+from zenspeed.tasks.models import adopt_pretrained, load_report, train_in_float8
 from zenspeed.tasks.open import open_task
 
 
@@ -178,10 +178,12 @@ def _set_up(
     recipe = task.recipe
     pulse.beat("build", 0)
     precision = recipe.train.precision
-    compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    compute_dtype = torch.bfloat16 if recipe.train.half else torch.float32
 
     torch.manual_seed(recipe.run.seed + here.rank)  # of dropout; weights have their own generator
     model = task.build_model(recipe.run.seed, pretrained=checkpoint is None).to(here.device)
+    if precision == "fp8":
+        display.say(train_in_float8(model))
     for remark in task.remarks():
         display.say(remark)
     if (loaded := load_report(model)) is not None:

@@ -101,7 +101,7 @@ def _two_parts(a: tuple[float, float, float], b: tuple[float, float, float]) -> 
 
 
 def _probe(recipe: Recipe, vocab_size: int, here: World, seconds: float) -> Probe:
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if recipe.train.half else torch.float32
     _, engine = untrained(recipe, vocab_size, dtype, here, recipe.train.lanes or 1)
     share, micro = recipe.train.batch_size // here.size, recipe.train.micro_batch_size or 1
     tokens = torch.randint(vocab_size, (share, recipe.model.context + 1)).numpy()

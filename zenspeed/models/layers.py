@@ -18,16 +18,33 @@ from zenspeed.models.presets import ModelConfig
 from zenspeed.ops.activation import activate
 from zenspeed.ops.attention import Mask, Places, attention
 from zenspeed.ops.dropout import dropout
+from zenspeed.ops.float8 import fits, float8_linear
 from zenspeed.ops.ngram import ngram_rows
 from zenspeed.ops.norm import layernorm, rmsnorm
 from zenspeed.ops.position import Rotary, apply_rotary, relative_buckets, split_heads
 
 
 class Linear(nn.Linear):
-    """nn.Linear that leaves its weights unset."""
+    """nn.Linear that leaves its weights unset. With `float8` its products are in fp8 while gradients are wanted."""
+
+    float8 = False
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.float8 and torch.is_grad_enabled():
+            return float8_linear(input, self.weight, self.bias)
+        return super().forward(input)
+
+
+def use_float8(model: nn.Module) -> int:
+    """Has the blocks of `model` train in fp8 where their sizes allow it; the number of layers that do. Heads are left alone."""
+    inside = [m for name, m in model.named_modules() if "blocks" in name.split(".") and isinstance(m, Linear)]
+    chosen = [layer for layer in inside if fits(layer.out_features, layer.in_features)]
+    for layer in chosen:
+        layer.float8 = True
+    return len(chosen)
 
 
 class Embedding(nn.Embedding):

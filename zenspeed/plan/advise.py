@@ -73,7 +73,7 @@ def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
                     gather_bytes=4,
                     compiled=recipe.train.compile is True,
                     recompute="full" if recipe.train.recompute else "none",
-                    precision="fp32" if recipe.train.precision == "fp32" else "bf16",
+                    precision="bf16" if recipe.train.precision == "auto" else recipe.train.precision,
                 )
 
 
@@ -184,7 +184,7 @@ def plan_here(recipe: Recipe, ranks: int, tokens: float | None = None) -> Plan:
     micro = recipe.train.micro_batch_size or max(fitting)
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"micro_batch_size": micro})})
     took = measure(recipe, vocabulary(recipe), precision, ranks, threads)
-    peak = measure_matmul(torch.bfloat16 if precision == "bf16" else torch.float32, device)
+    peak = measure_matmul(torch.float32 if precision == "fp32" else torch.bfloat16, device)
     count = share // micro
     layout = Layout(
         data=ranks, zero=recipe.parallel.zero, micro_batch=micro, accumulation=count, optimizer_bytes=states_of(recipe),

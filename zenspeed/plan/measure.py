@@ -141,7 +141,7 @@ def _rank(rank: int, ranks: int, port: int, threads: int, results: Any, work: Ca
 
 def _measure_one(here: World, recipe: Recipe, vocab_size: int, precision: str, layers: int) -> tuple[float, float, float]:
     micro = recipe.train.micro_batch_size or 1
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     tokens = torch.randint(0, vocab_size, (micro, recipe.model.context + 1))
     inputs, targets = tokens[:, :-1].contiguous().to(here.device), tokens[:, 1:].contiguous().to(here.device)
     shape = recipe.model.model_copy(update={"layers": layers})

@@ -47,7 +47,7 @@ def spec_of(run: Run) -> Spec:
         keys=[(key.name, list(key.shape)) for key in keys_of(run.model)],
         optim=recipe.optim,
         guard=recipe.guard,
-        compute_dtype="bfloat16" if recipe.train.precision == "bf16" else "float32",
+        compute_dtype="bfloat16" if recipe.train.half else "float32",
         clip=recipe.train.clip,
         shares=server.shares or 1,
         steps=recipe.train.steps,

@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
 def place_of(recipe: Recipe) -> Place:
     """One process, in the precision that the run was trained in."""
-    return Place(torch.autocast("cpu", torch.bfloat16) if recipe.train.precision == "bf16" else nullcontext())
+    return Place(torch.autocast("cpu", torch.bfloat16) if recipe.train.half else nullcontext())
 
 
 class Task(ABC):
@@ -102,9 +102,14 @@ class Task(ABC):
 
 
 def on_device(batch: Batch, device: Any) -> tuple[dict[str, Any], Tensor]:
-    """Inputs and targets of a batch, tensors moved."""
-    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.inputs.items()}
-    return inputs, batch.targets.to(device)
+    """Inputs and targets of a batch, tensors moved; to an accelerator out of pinned memory: nothing waits for the copy."""
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.device.type != "cpu" or device.type in ("cpu", "meta"):
+            return value.to(device) if isinstance(value, Tensor) else value
+        return value.pin_memory().to(device, non_blocking=True)
+
+    return {name: moved(value) for name, value in batch.inputs.items()}, moved(batch.targets)
 
 
 def sum_over_ranks(tensors: Sequence[Tensor], ranks: int) -> None:

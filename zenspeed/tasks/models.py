@@ -16,6 +16,7 @@ from zenspeed.models.auto import fetch, load_pretrained
 from zenspeed.models.build import build_model
 from zenspeed.models.heads import Head
 from zenspeed.models.hf import LoadReport
+from zenspeed.models.layers import use_float8
 from zenspeed.models.presets import PRESETS
 from zenspeed.models.start import copy_weights
 from zenspeed.models.transformer import Body
@@ -131,6 +132,17 @@ def _from_huggingface(recipe: Recipe, tokenizer: Tokenizer, head: Head, labels: 
         model.config = loaded.config.model_copy(update={"pool": config.pool})  # type: ignore[assignment]
     model.load_report = loaded.report  # type: ignore[assignment]
     return model.train()
+
+
+def train_in_float8(model: nn.Module) -> str:
+    """Has `model` train in fp8; which of its layers do, for people.
+
+    Raises: InputError where none can.
+    """
+    layers = use_float8(model)
+    if not layers:
+        raise InputError("train.precision fp8: no layer of this model can be in fp8; set train.precision=bf16")
+    return f"fp8: the products of {layers} linear layers, all others in bf16"
 
 
 def load_report(model: nn.Module) -> LoadReport | None:

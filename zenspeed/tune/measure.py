@@ -83,7 +83,7 @@ def _measure(recipe: Recipe, here: World, seeds: int, steps: int) -> dict[str, A
 def _engine(task: Task, recipe: Recipe, here: World, seed: int) -> Engine:
     """Whole gradients on every rank (stages 0 and 1), so that a micro-batch's own can be looked at."""
     torch.manual_seed(seed)
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if recipe.train.half else torch.float32
     model = task.build_model(seed).to(here.device)
     plans = plan_optimizers(model, recipe.optim, dtype)
     zero = ZeroOptions(stage=min(1, recipe.parallel.zero))

@@ -90,7 +90,7 @@ def _measure(here: World, recipe: Recipe) -> tuple[list[tuple[int, float | None]
 def _speed(task: Task, recipe: Recipe, here: World) -> float | None:
     """Sequences per second over forward and backward of the whole batch, of the slowest rank; None: does not fit on one."""
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if recipe.train.half else torch.float32
     model = task.build_model(0).to(here.device)
     engine = Engine(
         model, plan_optimizers(model, recipe.optim, dtype), build_mesh(here, recipe.parallel.shard_ranks),
