@@ -135,6 +135,10 @@ def bf16() -> Any:
     return torch.autocast("cpu", torch.bfloat16)
 
 
+def loop_compile() -> Step:
+    return by_hand(torch.compile(GPT()), bf16)  # type: ignore[arg-type]
+
+
 def ddp(compiled: bool) -> Step:
     dist.init_process_group("gloo")
     wrapped: Any = nn.parallel.DistributedDataParallel(GPT(), gradient_as_bucket_view=True)
@@ -263,6 +267,7 @@ STEPS: dict[str, Callable[[], Step]] = {
     "deepspeed_zero2": lambda: deepspeed(2),
     "litgpt": litgpt,
     "nanogpt": nanogpt,
+    "loop_compile": loop_compile,
 }
 
 

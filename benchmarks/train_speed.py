@@ -3,12 +3,14 @@
     python benchmarks/train_speed.py                                 GPT-2's shape 6 × 384, context 256, vocabulary 4,096
     python benchmarks/train_speed.py --vocab 50257
     python benchmarks/train_speed.py --systems zenspeed ddp_compile --width 128 --layers 4 --heads 4 --context 64
+    python benchmarks/train_speed.py --systems zenspeed ddp_compile --layout 2x1      both in two processes of one thread
 
 Every system trains the same model from the same weights on the same tokens, so many a step, with AdamW and clipping, in bf16
 (nanoGPT in fp32, all it does on a CPU). zenspeed runs through its front door, as its users run it. All are started
 one after the other, stopped when warm (SIGSTOP), and take turns, A B C A B C …: one goes on for some steps while all others
 are stopped. A figure is the median round. Losses of the first steps are compared. Peers live in environments of their own,
 made from benchmarks/requirements/ when first needed, over the torch of this interpreter, so that all run on the same.
+Unless --layout says otherwise, zenspeed has one process on all cores, and each peer as many processes as it is used with.
 
 Results go to benchmarks/results/train_speed.jsonl; `python benchmarks/performance_page.py` makes docs/performance.md of them.
 """
@@ -48,6 +50,7 @@ SYSTEMS: dict[str, tuple[int, str | None]] = {
     "fully_shard": (2, None),
     "litgpt": (1, "litgpt"),
     "nanogpt": (1, None),
+    "loop_compile": (1, None),
 }
 OWN_WEIGHTS = {"litgpt"}  # has no learned positions
 SHAPE = ("layers", "width", "heads", "context")
@@ -88,12 +91,17 @@ class Running:
         return records
 
     def turn(self, steps: int) -> None:
-        self.signal(signal.SIGCONT)
         before = len(self.records())
-        records = self.wait_for(before + 1 + steps)  # the first of them was cut in two by the pause
+        self.seconds.append(self.until(before + 1 + steps) * steps)  # the first of them was cut in two by the pause
+
+    def until(self, count: int) -> float:
+        """Goes on until there are `count` records and is stopped; seconds of a step, the first one left out."""
+        before = len(self.records())
+        self.signal(signal.SIGCONT)
+        records = self.wait_for(count)
         self.signal(signal.SIGSTOP)
-        took = records[before + steps]["elapsed_seconds"] - records[before]["elapsed_seconds"]
-        self.seconds.append(took)
+        took: float = records[count - 1]["elapsed_seconds"] - records[before]["elapsed_seconds"]
+        return took / (count - 1 - before)
 
     def losses(self) -> list[float]:
         """The mean over ranks of the first steps."""
@@ -117,11 +125,12 @@ class Running:
 
 def main() -> None:
     options = parse()
+    end_when_asked()
     with tempfile.TemporaryDirectory(prefix="zenspeed-speed-") as name:
         folder = Path(name)
         task = prepare(folder, options)
         running: list[Running] = []
-        peaks = [measure_peak()]
+        peaks = [measure_peak(options)]
         try:
             for system in options.systems:
                 running.append(start(system, folder, options))
@@ -133,7 +142,7 @@ def main() -> None:
             for _ in range(options.rounds):
                 for system_ in running:
                     system_.turn(options.steps)
-                peaks.append(measure_peak())
+                peaks.append(measure_peak(options))
             rows = {r.name: row(r, task, options, max(peaks)) for r in running}
         finally:
             for system_ in running:
@@ -144,6 +153,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=[*SYSTEMS, "zenspeed_eager"])
+    parser.add_argument("--layout", type=layout, help="processes x threads of each system, such as 2x1; peers must suit it")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--heads", type=int, default=6)
@@ -155,7 +165,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warm", type=int, default=COMPARED_STEPS, help="steps before the first turn")
     parser.add_argument("--wait-for-compile", action="store_true", help="measures zenspeed after what it compiles by itself")
     parser.add_argument("--no-write", action="store_true", help="leaves benchmarks/results alone")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name in options.systems if options.layout else ():
+        if not name.startswith("zenspeed") and SYSTEMS[name][0] != options.layout[0]:
+            parser.error(f"--layout: {name} runs in {SYSTEMS[name][0]} processes, not {options.layout[0]}; leave it out")
+    return options
+
+
+def layout(text: str) -> tuple[int, int]:
+    processes, threads = map(int, text.split("x"))
+    return processes, threads
 
 
 # Before ---------------------------------------------------------------------------------------------------------------
@@ -198,49 +217,50 @@ def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     # Of the scores only the half that a causal model needs; 2 products forward, 4 backward.
     task["flops_per_token"] = 6 * (in_blocks + options.layers * options.width * options.context + options.vocab * options.width)
     task["parameters"] = sum(p.numel() for p in model.parameters())
+    if options.layout:
+        task["layout"] = options.layout
     (folder / "task.json").write_text(json.dumps(task))
     return task
 
 
 def start(system: str, folder: Path, options: argparse.Namespace) -> Running:
-    kind = "zenspeed" if system.startswith("zenspeed") else system
-    ranks, requirements = SYSTEMS[kind]
-    (folder / system).mkdir(exist_ok=True)
+    ours = system.startswith("zenspeed")
+    ranks, requirements = SYSTEMS["zenspeed" if ours else system]
+    ranks, threads = options.layout or (ranks, max(1, cores() // ranks))
     started = time.time()
-    if kind == "zenspeed":
+    if ours:
         sets = ["--set", f"run.folder={folder / system}"]
         sets += ["--set", "train.compile=false"] if system == "zenspeed_eager" else []
         command = [sys.executable, "-m", "zenspeed", "train", str(folder / "recipe.yaml"), *sets]
-        shutil.rmtree(folder / system)
-        return Running(system, folder / system, [_open(command, folder, system, 0, {})], started)
-    python = environment_of(requirements) if requirements else sys.executable
-    command = [python, str(HERE / "train_peers.py"), system, str(folder)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"OMP_NUM_THREADS": str(max(1, cores() // ranks)), "DS_ACCELERATOR": "cpu"}
+        shared = {"OMP_NUM_THREADS": str(threads)} if options.layout else {}
+    else:
+        (folder / system).mkdir(exist_ok=True)
+        python = environment_of(requirements) if requirements else sys.executable
+        command = [python, str(HERE / "train_peers.py"), system, str(folder)]
+        shared = {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}
     if requirements == "deepspeed":  # a build that was killed leaves a lock on which every later run hangs
         extensions = Path(python).parents[1] / "extensions"
         for lock in extensions.glob("**/lock"):
             lock.unlink()
         shared["TORCH_EXTENSIONS_DIR"] = str(extensions)
-    if ranks > 1:
-        shared |= {
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-    processes = [
-        _open(command, folder, system, rank, shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}))
-        for rank in range(ranks)
-    ]
+    environments = [shared | rank for rank in ranks_of(ranks)] if ranks > 1 else [shared]
+    processes = [open_process(command, folder, f"{system}-{rank}", more) for rank, more in enumerate(environments)]
     return Running(system, folder / system, processes, started)
 
 
-def _open(command: list[str], folder: Path, system: str, rank: int, more: dict[str, str]) -> subprocess.Popen[bytes]:
+def ranks_of(count: int) -> list[dict[str, str]]:
+    """What torchrun would put into the environment of each of `count` processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def open_process(command: list[str], folder: Path, name: str, more: dict[str, str]) -> subprocess.Popen[bytes]:
+    """`command` in a session of its own, so that all it starts is stopped with it; what it says goes to `name`.log."""
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT")} | more
-    with (folder / f"{system}-{rank}.log").open("wb") as log:
+    with (folder / f"{name}.log").open("wb") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
 
 
@@ -291,6 +311,11 @@ def settled(system: Running) -> bool:
     return "compile: on" in log or "compile: off" in log
 
 
+def end_when_asked() -> None:
+    """SIGTERM ends this process as an exception does, so that what it started, and stopped, is ended as well."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 def end(system: Running) -> None:
     system.signal(signal.SIGCONT)
     system.signal(signal.SIGKILL)
@@ -301,12 +326,14 @@ def end(system: Running) -> None:
 # After ----------------------------------------------------------------------------------------------------------------
 
 
-def measure_peak() -> float:
-    """bf16 FLOP/s of a square product on all cores, in a process of its own."""
+def measure_peak(options: argparse.Namespace) -> float:
+    """bf16 FLOP/s of a square product on the cores of the layout, in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.layout[0] * options.layout[1] if options.layout else cores())}
     code = (
         "import torch; from zenspeed.machine import measure_matmul as m; print(max(m(torch.bfloat16, 'cpu') for _ in range(3)))"
     )
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+    command = [sys.executable, "-c", code]
+    return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
 
 
 def row(system: Running, task: dict[str, Any], options: argparse.Namespace, peak: float) -> dict[str, Any]:
@@ -352,14 +379,16 @@ def report(rows: dict[str, dict[str, Any]], task: dict[str, Any], peak: float, o
         return
     from zenspeed.machine import environment
 
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     record = {
         "task": task, "rounds": options.rounds, "steps": options.steps, "peak_flops": peak, "systems": rows,
-        "commit": commit, "time": time.strftime("%Y-%m-%d %H:%M"), "machine": environment(),
+        "commit": git_commit(), "time": time.strftime("%Y-%m-%d %H:%M"), "machine": environment(),
     }  # fmt: skip
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def git_commit() -> str:
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def cores() -> int:

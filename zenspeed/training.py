@@ -456,9 +456,11 @@ def evaluate(run: Run, clock: Clock) -> dict[str, Figure]:
             f"step {run.counters.step}: too little memory to evaluate {size} sequences at a time; the last checkpoint stands; "
             f"take a smaller evaluate.batch_size, and go on with: zenspeed resume {run.folder}"
         ) from None
-    clock.evaluation_took(time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    clock.evaluation_took(seconds)
     run.counters.validation_loss, run.counters.validated_step = figures["loss"].value, run.counters.step
     record: dict[str, Any] = {"step": run.counters.step, "tokens": run.counters.tokens, "elapsed_seconds": clock.elapsed()}
+    record["evaluation_seconds"] = seconds
     for name, figure in figures.items():
         record |= {f"validation_{name}": figure.value, f"validation_{name}_interval": [figure.low, figure.high]}
     run.log.write(record)
