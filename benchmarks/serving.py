@@ -111,9 +111,10 @@ def decode(folder: Path, options: argparse.Namespace) -> None:
 
 def ours(folder: Path, weights: Any, threads: int) -> Callable[[int], Figures]:
     from zenspeed.serve.batching import Batcher, Request, Sampling
-    from zenspeed.serve.native import NativeCore, build
+    from zenspeed.serve.compiled import build
+    from zenspeed.serve.native import SOURCE, NativeCore
 
-    library = build(Path.home() / ".cache" / "zenspeed" / "kernels")
+    library = build(Path.home() / ".cache" / "zenspeed" / "kernels", SOURCE)
     assert library is not None, "no C++ compiler"
     model = load_huggingface(folder).model
 

@@ -16,8 +16,9 @@ from zenspeed.errors import InputError
 from zenspeed.models.presets import ModelConfig
 from zenspeed.models.transformer import Transformer
 from zenspeed.serve.batching import Batcher, Busy, FairQueue, Request, Sampling, Token
+from zenspeed.serve.compiled import build
 from zenspeed.serve.core import Feed
-from zenspeed.serve.native import NativeCore, build
+from zenspeed.serve.native import SOURCE, NativeCore
 from zenspeed.serve.plain import PlainCore
 
 V = 50
@@ -232,7 +233,7 @@ def model() -> Transformer:
 
 @pytest.mark.parametrize("native", [True, False])
 def test_answers_do_not_depend_on_who_shares_the_batch(model: Transformer, batchers: list[Batcher], native: bool) -> None:
-    library = build(Path.home() / ".cache" / "zenspeed" / "kernels") if native else None
+    library = build(Path.home() / ".cache" / "zenspeed" / "kernels", SOURCE) if native else None
     if native and library is None:
         pytest.skip("no C++ compiler")
     core: Any = PlainCore(model, max_tokens=2000) if library is None else NativeCore(model, library, max_tokens=2000, threads=2)
@@ -257,7 +258,7 @@ def test_answers_do_not_depend_on_who_shares_the_batch(model: Transformer, batch
 
 
 def test_choices_of_one_prompt_read_it_once(model: Transformer, batchers: list[Batcher]) -> None:
-    library = build(Path.home() / ".cache" / "zenspeed" / "kernels")
+    library = build(Path.home() / ".cache" / "zenspeed" / "kernels", SOURCE)
     if library is None:
         pytest.skip("no C++ compiler")
     core = NativeCore(model, library, max_tokens=2000, threads=1)

@@ -16,7 +16,7 @@ from zenspeed.models.build import build_model
 from zenspeed.models.hf import to_huggingface
 from zenspeed.models.layers import FeedForward
 from zenspeed.models.presets import ModelConfig
-from zenspeed.serve.gate import rows_in_bf16
+from zenspeed.serve.gate import open_rows
 from zenspeed.serve.opened import Opened, open_model
 from zenspeed.serve.packed import PackedLinear, can_pack, pack
 from zenspeed.text.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def opened(folder: Path, head: Any, labels: int, louder: float = 1.0) -> Opened:
 @pytest.mark.parametrize(("head", "labels"), [("label", 3), ("embedding", 0)])
 def test_products_are_in_bf16_and_answers_the_same(tmp_path: Path, head: str, labels: int) -> None:
     trained = opened(tmp_path, head, labels)
-    half, outcome = rows_in_bf16(trained, PROBES)
+    half, outcome = open_rows(trained, "bf16", PROBES, None)
     assert outcome["weights"] == "bf16" and 0 < outcome["worst"] < 0.02
     linear = [part.weight.dtype for part in half.model.modules() if isinstance(part, nn.Linear)]
     packed = [part for part in half.model.modules() if isinstance(part, PackedLinear)]
@@ -79,4 +79,4 @@ def test_a_model_that_bf16_is_too_coarse_for_is_not_served(tmp_path: Path) -> No
     with pytest.raises(
         InputError, match=r"--weights bf16: not served: probabilities of probe \d differ by .* take --weights fp32"
     ):
-        rows_in_bf16(opened(tmp_path, "label", 3, louder=40.0), PROBES)
+        open_rows(opened(tmp_path, "label", 3, louder=40.0), "bf16", PROBES, None)

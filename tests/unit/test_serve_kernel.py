@@ -14,9 +14,10 @@ from zenspeed.errors import InputError
 from zenspeed.generate import generate
 from zenspeed.models.presets import ModelConfig
 from zenspeed.models.transformer import Transformer
+from zenspeed.serve.compiled import build, compiler
 from zenspeed.serve.core import Feed
 from zenspeed.serve.gate import check
-from zenspeed.serve.native import NativeCore, build, compiler, obstacle
+from zenspeed.serve.native import SOURCE, NativeCore, obstacle
 from zenspeed.serve.pages import PAGE, PagePool, page_names
 from zenspeed.serve.plain import PlainCore
 
@@ -26,7 +27,7 @@ V, CONTEXT = 101, 96
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    built = build(Path.home() / ".cache" / "zenspeed" / "kernels")
+    built = build(Path.home() / ".cache" / "zenspeed" / "kernels", SOURCE)
     assert built is not None
     return built
 

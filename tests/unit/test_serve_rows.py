@@ -97,6 +97,7 @@ def test_rows_of_like_length_are_taken_and_the_oldest_is_among_them() -> None:
     assert not waiting
     assert taken(rows_of([30, 250, 30, 250] * 20)) == [30] * (BATCH_TOKENS // 30)
     assert taken(rows_of([250, 30] * 20)) == [250] * (BATCH_TOKENS // 250)
+    assert [row.length for row in take_batch(rows_of([30] * 9), 100)] == [30] * 3
 
 
 def test_nobody_is_passed_over_for_ever() -> None:

@@ -2,21 +2,25 @@
 
 The same probe texts go through the model in torch, its weights rounded as those that serve, and through the core that serves.
 Logits are to be within a tolerance, and wherever the likeliest token is clear, it is to be the same one. Rows are answered by
-the run's own task: only products in bf16 have something to pass there.
+the run's own task, its model's blocks through a kernel: their probabilities and vectors are compared.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from zenspeed.errors import InputError
+from zenspeed.serve.compiled import build
 from zenspeed.serve.core import Core, Feed
+from zenspeed.serve.encoder import SOURCE, obstacle, with_kernel
 from zenspeed.serve.opened import Opened
 from zenspeed.serve.packed import can_pack, pack
 from zenspeed.tasks.base import Place
@@ -59,31 +63,52 @@ def check(model: nn.Module, core: Core, weights: str, probes: Sequence[Sequence[
     return {"weights": weights, "core": core.kind, "worst_logit": worst, "same_token": agreed / max(1, count), "tokens": count}
 
 
-def rows_in_bf16(opened: Opened, probes: Sequence[str]) -> tuple[Opened, dict[str, Any]]:
-    """A model of rows with its products in bf16, and the outcome; as it is, where it neither labels texts nor embeds them.
+def open_rows(opened: Opened, weights: str, probes: Sequence[str], cache: Path | None) -> tuple[Opened, dict[str, Any]]:
+    """A model of rows as it is served, and the outcome: through the kernel where it can be, else through torch.
+
+    Args:
+        weights: `bf16` (or `int8`) computes products in bf16; so does a run that was trained in it.
+        cache: folder of compiled kernels; None: torch alone.
 
     Raises:
-        InputError: its probabilities or vectors of a probe are not within the tolerance of the trained model's.
+        InputError: bf16 is asked for, and probabilities or vectors of a probe are not within the tolerance of the trained
+            model's.
     """
-    task, tolerance = opened.task, TOLERANCE["bf16"]
-    if not isinstance(task, ClassificationTask | SimilarityTask):
-        return opened, {"weights": "fp32", "why": "bf16 is for what writes, labels or embeds"}
+    asked = weights != "fp32"
+    if not isinstance(opened.task, ClassificationTask | SimilarityTask):
+        return opened, {"weights": "fp32", "why": "bf16 is for what writes, labels or embeds"} if asked else {}
+    kind: Literal["fp32", "bf16"] = "bf16" if asked or isinstance(opened.place.autocast, torch.autocast) else "fp32"
+    why = "kernel off" if cache is None else obstacle(opened.model, kind)
+    library = build(cache, SOURCE) if cache is not None and why is None else None
+    if library is not None:
+        model: nn.Module = with_kernel(opened.model, library, kind)
+        served, core = opened._replace(model=model, place=Place(nullcontext())), f"kernel, {kind}"
+    elif asked:
+        served, core = _with_torch_in_bf16(opened), "torch"
+    else:
+        return opened, {"weights": "fp32", "core": "torch", "why": why or "no C++ compiler found, or it failed"}
+    wanted, found = _answers(opened, probes), _answers(served, probes)
+    error = np.abs(found - wanted).max(axis=1)
+    if error.max() <= TOLERANCE[kind]:
+        return served, {"weights": kind, "core": core, "worst": float(error.max())}
+    what = "vectors" if isinstance(opened.task, SimilarityTask) else "probabilities"
+    differ = (
+        f"{what} of probe {int(error.argmax())} differ by {error.max():.2g} from the trained model's, allowed is "
+        f"{TOLERANCE[kind]:g}"
+    )
+    if asked:
+        raise InputError(f"--weights bf16: not served: {differ}; take --weights fp32")
+    return opened, {"weights": "fp32", "core": "torch", "why": differ}
+
+
+def _with_torch_in_bf16(opened: Opened) -> Opened:
     model = copy.deepcopy(opened.model)
     if can_pack():
         pack(model)
     for part in model.modules():
         if isinstance(part, nn.Linear):
             part.bfloat16()  # once, instead of for every batch
-    half = opened._replace(model=model, place=Place(torch.autocast("cpu", torch.bfloat16)))
-    wanted, found = _answers(opened, probes), _answers(half, probes)
-    error = np.abs(found - wanted).max(axis=1)
-    if not error.max() <= tolerance:
-        what = "vectors" if isinstance(task, SimilarityTask) else "probabilities"
-        raise InputError(
-            f"--weights bf16: not served: {what} of probe {int(error.argmax())} differ by {error.max():.2g} from the trained "
-            f"model's, allowed is {tolerance:g}; take --weights fp32"
-        )
-    return half, {"weights": "bf16", "worst": float(error.max())}
+    return opened._replace(model=model, place=Place(torch.autocast("cpu", torch.bfloat16)))
 
 
 def _answers(opened: Opened, probes: Sequence[str]) -> np.ndarray:

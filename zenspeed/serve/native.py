@@ -1,16 +1,11 @@
 """A decoder through kernel.cpp: compiled once with the machine's C++ compiler, called through ctypes.
 
-It is built in a few seconds, into a cache, under a name that holds its source, the compiler and the processor. Until then, and
-where there is no compiler, plain.py serves.
+Until it is compiled, and where there is no compiler, plain.py serves.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -29,8 +24,7 @@ from zenspeed.ops.position import alibi_bias, rotary_tables, sinusoidal
 from zenspeed.serve.core import Feed
 from zenspeed.serve.pages import PAGE, PagePool
 
-SOURCE = Path(__file__).with_name("kernel.cpp")
-FLAGS = ["-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-pthread", "-w"]
+SOURCE = "kernel.cpp"
 WeightType = Literal["fp32", "bf16", "int8"]
 _KINDS: dict[WeightType, int] = {"fp32": 0, "bf16": 1, "int8": 2}
 
@@ -83,39 +77,6 @@ def obstacle(model: nn.Module) -> str | None:
         if found not in wanted:
             return f"{name} {found!r}"
     return None
-
-
-def compiler() -> str | None:
-    """The machine's C++ compiler."""
-    return next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
-
-
-def library_path(cache: Path) -> Path:
-    """Where the kernel of this source, compiler and processor lies once it is compiled."""
-    command = compiler()
-    version = subprocess.run([command, "--version"], capture_output=True, check=False).stdout if command else b""
-    name = hashlib.sha256(SOURCE.read_bytes() + version + _processor() + " ".join(FLAGS).encode()).hexdigest()[:16]
-    return cache / f"kernel-{name}.so"
-
-
-def build(cache: Path) -> Path | None:
-    """The compiled kernel in `cache`, made if it is not there; None: no compiler, or it cannot."""
-    command, library = compiler(), library_path(cache)
-    if command is None or library.exists():
-        return library if library.exists() else None
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = cache / f".{library.name}.{os.getpid()}"
-    done = subprocess.run([command, *FLAGS, "-o", str(temporary), str(SOURCE)], capture_output=True, check=False)
-    if done.returncode != 0:
-        return None
-    temporary.replace(library)
-    return library
-
-
-def _processor() -> bytes:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_bytes().splitlines() if info.exists() else []
-    return next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
 
 
 class NativeStream:

@@ -22,14 +22,17 @@ from zenspeed.retrieve.answer import answer
 from zenspeed.retrieve.embed import Reader
 from zenspeed.retrieve.index import Index
 from zenspeed.serve.batching import Busy
+from zenspeed.serve.encoder import EncoderBody
 from zenspeed.serve.opened import Opened
 from zenspeed.serve.scoring import score
-from zenspeed.serve.waiting import Done, Job, Row, Texts, take_batch
+from zenspeed.serve.waiting import BATCH_TOKENS, KERNEL_TOKENS, Done, Job, Row, Texts, take_batch
 from zenspeed.tasks.classification import ClassificationTask
 from zenspeed.tasks.similarity import SimilarityTask
 
 LANES = 4
 """Batches at a time at most: a tenth of a batch's time is Python's, which is one at a time."""
+KERNEL_LANES = 16
+"""The same where encoder.cpp answers: a batch has one core there, and holds Python's lock as little."""
 _WORDS = 48  # tried one by one when it is asked which of them mattered
 
 
@@ -46,7 +49,9 @@ class Predictor:
         self._cores = torch.get_num_threads()
         self._encodes = isinstance(opened.task, ClassificationTask | SimilarityTask)
         """One pass over tokens that are known. What writes is better off with many rows, whatever their lengths."""
-        lanes = min(self._cores, LANES) if self._encodes else 1
+        kernel = isinstance(getattr(opened.model, "body", None), EncoderBody)
+        self._most_tokens = KERNEL_TOKENS if kernel else BATCH_TOKENS
+        lanes = min(self._cores, KERNEL_LANES if kernel else LANES) if self._encodes else 1
         self._threads = [threading.Thread(target=self._work, name=f"predictor {i}", daemon=True) for i in range(lanes)]
         for thread in self._threads:
             thread.start()
@@ -104,7 +109,7 @@ class Predictor:
                 self._changed.wait()
             if not self._waiting:
                 return None
-            batch = take_batch(self._waiting)
+            batch = take_batch(self._waiting, self._most_tokens)
             self._running += 1
             at_a_time = min(len(self._threads), self._running + bool(self._waiting))
             return batch, self._cores // at_a_time

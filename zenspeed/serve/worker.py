@@ -31,8 +31,9 @@ from zenspeed.retrieve.embed import open_reader
 from zenspeed.serve import native
 from zenspeed.serve.answer import Answer
 from zenspeed.serve.batching import Batcher, Busy, Request, Sampling
+from zenspeed.serve.compiled import build, library_path
 from zenspeed.serve.core import Core
-from zenspeed.serve.gate import check, rows_in_bf16
+from zenspeed.serve.gate import check, open_rows
 from zenspeed.serve.opened import Opened, open_model
 from zenspeed.serve.plain import PlainCore
 from zenspeed.serve.predicting import Predictor, row_of, without_each
@@ -69,8 +70,9 @@ class Worker:
             self._start_generation()
             self._predictor = Predictor(opened)  # of prompts that are scored
         else:
-            if opened.task is not None and options["weights"] != "fp32":
-                self.opened, self.gate = rows_in_bf16(opened, PROBES)
+            if opened.task is not None:
+                cache = Path(options["cache"]) if options["kernel"] else None
+                self.opened, self.gate = open_rows(opened, options["weights"], PROBES, cache)
             reader = options.get("reader") if opened.kind == "index" else None
             self._predictor = Predictor(self.opened, open_reader(Path(reader)) if reader else None)
 
@@ -87,7 +89,7 @@ class Worker:
             obstacle = native.obstacle(opened.model)
             if obstacle is not None:
                 self.gate["why"] = obstacle
-            elif options["weights"] == "fp32" and not native.library_path(Path(options["cache"])).exists():
+            elif options["weights"] == "fp32" and not library_path(Path(options["cache"]), native.SOURCE).exists():
                 self.gate["why"] = "the kernel is being compiled"  # meanwhile torch answers
                 threading.Thread(target=self._build_meanwhile, args=(tokens,), daemon=True).start()
             else:
@@ -104,7 +106,7 @@ class Worker:
 
     def _use_kernel(self, tokens: int) -> None:
         assert self._batcher is not None
-        library = native.build(Path(self._options["cache"]))
+        library = build(Path(self._options["cache"]), native.SOURCE)
         if library is None:
             self.gate["why"] = "no C++ compiler found, or it failed"
             return
