@@ -9,6 +9,7 @@ recipe through `zenspeed train`, whose metrics give the median rate and the larg
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,11 +23,13 @@ from zenspeed.machine import processor_name
 GRID: list[tuple[int, int, int, int, int, int]] = [  # layers, width, context, batch, processes, stage
     (4, 128, 128, 8, 1, 0), (6, 384, 256, 8, 1, 0), (6, 384, 256, 16, 1, 0), (12, 256, 256, 8, 1, 0), (4, 512, 512, 4, 1, 0),
     (6, 384, 256, 8, 2, 0), (6, 384, 256, 8, 2, 1), (6, 384, 256, 8, 2, 2), (6, 384, 256, 8, 2, 3), (8, 768, 128, 8, 1, 0),
+    (6, 384, 256, 8, 2, 3), (4, 512, 512, 4, 2, 3), (12, 256, 256, 16, 2, 3), (12, 256, 256, 16, 2, 1),
 ]  # fmt: skip
 
 
 def run(words: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "zenspeed", *words], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-m", "zenspeed", *words], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}\n{done.stdout}\n{done.stderr}")
 

@@ -54,7 +54,7 @@ ALLOWED = {
     "harness": "generate tasks text errors",
     "crossval": "tasks evaluate data recipe machine config errors",
     "dial": "pace plan resolve engine parallel optim data models machine recipe config errors",
-    "plan": "engine parallel optim machine models recipe config errors",
+    "plan": "resolve engine parallel optim machine models recipe config errors",
     "tune": "memory crossval plan report runlog resolve tasks engine optim parallel machine recipe config errors",
     "export": "tasks data evaluate models ops recipe run runlog text config errors",
     "launch": "*",

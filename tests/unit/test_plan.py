@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B
 from typer.testing import CliRunner
 
 from zenspeed.cli import app
 from zenspeed.config import InputError, load
 from zenspeed.models.build import build_model
 from zenspeed.models.presets import ModelConfig
-from zenspeed.parallel.mesh import world
+from zenspeed.parallel.mesh import World, world
 from zenspeed.plan.advise import layouts, plan
 from zenspeed.plan.dry_run import dry_run
-from zenspeed.plan.estimate import communication_volume, estimate, zero_bytes
+from zenspeed.plan.estimate import Estimate, communication_volume, estimate, in_flight, zero_bytes
 from zenspeed.plan.hardware import cluster_of
 from zenspeed.plan.layout import Layout
+from zenspeed.plan.measure import _measure_one, in_processes, untrained
 from zenspeed.plan.work import Shape
 from zenspeed.recipe import Recipe
+from zenspeed.resolve import resolve
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("benchmark_plan", ROOT / "benchmarks" / "plan.py")
@@ -46,11 +51,61 @@ def test_zero_table() -> None:
 
 @pytest.mark.parametrize("row", published.TITAN_ROWS, ids=lambda row: row[0])
 def test_torchtitan_rows(row: tuple[str, str, Layout, float, float, bool]) -> None:
-    name, model, layout, tokens_per_second, gib, _ = row
+    _, model, layout, tokens_per_second, gib, _ = row
     found = published.titan(model, layout)
     assert found.tokens_per_second / layout.ranks == pytest.approx(tokens_per_second, rel=0.1)
-    within = 0.17 if "interleaved" in name else 0.1  # published below 1F1B, which the formula of in-flight batches is not
-    assert found.memory.total / 2**30 == pytest.approx(gib, rel=within)
+    assert found.memory.total / 2**30 == pytest.approx(gib, rel=0.1)
+
+
+ATTENTION = ("8B, context 4", "8B, context 8")  # slower than ring attention's operations and messages: not understood
+
+
+@pytest.mark.parametrize("row", published.titan_unseen(), ids=lambda row: row[0])
+def test_torchtitan_rows_that_no_constant_was_chosen_on(row: tuple[str, Estimate, float, float]) -> None:
+    name, found, tokens_per_second, gib = row
+    within = 0.5 if name.startswith(ATTENTION) else 0.18 if name.startswith("8B") else 0.13
+    assert found.tokens_per_second / found.layout.ranks == pytest.approx(tokens_per_second, rel=within)
+    assert found.memory.total / 2**30 == pytest.approx(gib, rel=0.105)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stages", "micro_batches"), [(8, 2, 8), (4, 2, 4), (4, 2, 16), (2, 3, 6), (4, 3, 10), (8, 2, 4)]
+)
+def test_batches_in_flight_are_those_of_torchs_schedule(ranks: int, stages: int, micro_batches: int) -> None:
+    """Interleaved 1F1B, first rank: forwards whose backward is still to come, at most."""
+    schedule = ScheduleInterleaved1F1B.__new__(ScheduleInterleaved1F1B)
+    schedule.n_local_stages, schedule.pp_group_size, schedule._n_microbatches = stages, ranks, micro_batches
+    schedule.number_of_rounds = max(1, micro_batches // ranks)
+    schedule.microbatches_per_round = micro_batches // schedule.number_of_rounds
+    held = most = 0
+    for action in schedule._calculate_single_rank_operations(0):
+        if action is not None:
+            held += {"FORWARD": 1, "FULL_BACKWARD": -1}[action.computation_type.name]
+            most = max(most, held)
+    layout = Layout(pipeline=ranks, interleave=stages, accumulation=micro_batches)
+    assert in_flight(layout) == most / stages
+    assert in_flight(layout._replace(interleave=1)) == min(ranks, micro_batches)
+
+
+def test_what_tensor_context_and_recompute_cost_follows_from_what_they_do() -> None:
+    shape = Shape(ModelConfig.model_validate({"preset": "llama", "context": 8192, **published.LLAMA["70B"]}), 128_256)
+    plain = Layout(data=8, tensor=8, zero=3)
+    gathered = shape.kept_bytes(1.0, plain, fused=True) - shape.kept_bytes(
+        1.0, plain._replace(overlapped_tensor=True), fused=True
+    )
+    assert gathered == 2 * 2 * 8192 * 7 / 8  # of two products' inputs what the other ranks have, in two bytes
+    cluster = cluster_of("64xH100")
+
+    def context(**keys: int) -> float:
+        return estimate(shape, Layout(data=8, context=8, zero=3)._replace(**keys), cluster).time.context
+
+    assert estimate(shape, plain, cluster).time.context == 0
+    assert context(repeated_keys=True) == pytest.approx(8 * context())  # 64 heads and not 8
+    assert context(context=4, data=16) == pytest.approx(context() * (3 / 4) / (7 / 8))
+    again = plain._replace(recompute="full")
+    stops, whole = (estimate(shape, again._replace(early_stop=stop), cluster).time for stop in (True, False))
+    down = 28_672 * 8192 / (2 * 8192 * (8192 + 1024) + 3 * 28_672 * 8192)  # share of a block's weights in its last product
+    assert whole.recompute - stops.recompute == pytest.approx(down * whole.products / 3, rel=0.1)
 
 
 @pytest.mark.parametrize("row", published.MEGATRON_ROWS, ids=lambda row: str(row[0]))
@@ -60,14 +115,14 @@ def test_megatron_rows(row: tuple[float, ...]) -> None:
     assert rate == pytest.approx(row[-1], rel=0.1)
 
 
-MPT = [*published.MPT_ROWS, *published.MPT_LATER]
-FAR = [("13b", 2048), ("30b", 8192)]  # not understood: see docs/planning.md
+MPT = [(row, "H100") for row in (*published.MPT_ROWS, *published.MPT_LATER)] + [(row, "A100") for row in published.MPT_A100]
+FAR = [("13b", 2048, "H100"), ("30b", 8192, "H100"), ("30b", 8192, "A100"), ("760m", 512, "A100")]  # see docs/planning.md
 
 
-@pytest.mark.parametrize("row", MPT, ids=lambda row: f"{row[0]}-{row[1]}-{row[2]}")
-def test_mpt_rows_with_the_kernel_that_was_used(row: tuple[str, int, int, int, int, bool, int]) -> None:
-    within = 0.3 if row[:2] in FAR else 0.1 if row[1] >= 8192 else 0.12
-    assert published.mpt(row).tokens_per_second / row[2] == pytest.approx(row[-1], rel=within)
+@pytest.mark.parametrize(("row", "device"), MPT, ids=lambda p: p if isinstance(p, str) else f"{p[0]}-{p[1]}-{p[2]}")
+def test_mpt_rows_with_the_kernel_that_was_used(row: tuple[str, int, int, int, int, bool, int], device: str) -> None:
+    within = 0.33 if (*row[:2], device) in FAR else 0.14 if device == "A100" else 0.1 if row[1] >= 8192 else 0.12
+    assert published.mpt(row, device).tokens_per_second / row[2] == pytest.approx(row[-1], rel=within)
 
 
 def test_attention_kernels_are_as_fast_as_their_papers_say() -> None:
@@ -171,6 +226,28 @@ def test_layouts_are_those_the_engine_runs() -> None:
         (["--on", "8xH100", "--set", "model.preset=t5"], ["encoder_decoder"]),
         (["--on", "8xH100", "--ranks", "2"], ["--ranks 2"]),
         (["--dry-run", "--set", "model.preset=bert"], ["encoder"]),
+        (["--dry-run", "--on", "8xH100"], ["--ranks 8"]),
+        (["--on", "8xH100", "--layout", "data=8", "--layout", "zero=4"], ["zero=4", "above"]),
+        (["--on", "8xH100", "--layout", "data=8", "--layout", "micro_batch=0"], ["micro_batch=0", "below"]),
+        (["--on", "8xH100", "--layout", "data=8", "--layout", "shard_ranks=3"], ["shard_ranks=3", "8 data"]),
+        (["--on", "8xH100", "--layout", "data=8", "--layout", "compiled=maybe"], ["maybe", "compiled=true"]),
+        (["--on", "8xH100", "--layout", "data=8", "--layout", "data=8"], ["data is given twice"]),
+        (["--on", "8xH100", "--layout", "data=8", "--layout", "interleave=2"], ["interleave=2", "pipeline"]),
+        (["--on", "8xH100", "--layout", "context=8", "--set", "model.context=100"], ["context=8", "100 tokens"]),
+        (["--on", "8xA100", "--layout", "data=8", "--layout", "precision=fp8"], ["precision=fp8", "8xA100", "bf16"]),
+        (["--on", "8xA100", "--set", "train.precision=fp8"], ["train.precision: fp8", "8xA100", "bf16"]),
+        (
+            ["--set", "train.precision=fp8", "--set", "model.width=32", "--set", "model.heads=2"],
+            ["fp8", "train.precision=bf16"],
+        ),
+        (["--on", "8xH100", "--tokens", "inf"], ["--tokens inf"]),
+        (
+            ["--on", "8xH100", "--set", "train.batch_size=64", "--set", "train.micro_batch_size=3"],
+            ["micro_batch_size: 3", "8 seq"],
+        ),
+        (["--on", "8xH100", "--set", "parallel.shard_ranks=3"], ["parallel.shard_ranks: 3"]),
+        (["--on", "8xH100", "--set", "parallel.mode=parameter_server"], ["parameter_server"]),
+        (["--on", "8xH100", "--set", "model.huggingface=/no/such"], ["/no/such"]),
     ],
 )
 def test_what_is_refused(arguments: list[str], words: list[str]) -> None:
@@ -200,6 +277,32 @@ def test_a_cluster_file_with_nonsense(text: str, words: str, tmp_path: Path) -> 
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(InputError, match=words):
         cluster_of(str(tmp_path / "c.yaml"))
+
+
+def test_a_plan_is_measured_as_training_would_run_it() -> None:
+    sets = ["model.width=32", "model.heads=2", "model.context=32", "train.precision=fp32", "train.recompute=true"]
+    recipe, threads = load(Recipe, None, sets), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with world() as here:
+            measured = _measure_one(here, recipe, 64, 1)
+            train = resolve(recipe, here).train
+            model, _ = untrained(recipe, 64, torch.float32, here)
+    finally:
+        torch.set_num_threads(threads)
+    assert isinstance(measured, tuple)
+    resolved = measured[1]
+    assert resolved == (train.micro_batch_size, train.lanes, "fp32") and (resolved.micro_batch, resolved.lanes) == (4, 2)
+    assert [part.recompute for part in model.modules() if hasattr(part, "recompute")] == [True]
+
+
+def _session(here: World) -> int:
+    return os.getsid(0)
+
+
+def test_ranks_that_are_measured_have_sessions_of_their_own_as_launched_ones_have() -> None:
+    found = in_processes(_session, 2, 1)
+    assert isinstance(found, list) and len({*found, os.getsid(0)}) == 3
 
 
 def test_this_machine_and_json(tmp_path: Path) -> None:

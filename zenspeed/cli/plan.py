@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,17 @@ def plan(
     from zenspeed.plan.advise import plan_here, vocabulary
     from zenspeed.plan.hardware import cluster_of
 
+    if recipe.model.huggingface is not None or recipe.model.from_run is not None:
+        from zenspeed.tasks.models import adopt_pretrained
+
+        recipe = adopt_pretrained(recipe, print)
+    if tokens is not None and math.isinf(tokens):
+        raise InputError("--tokens inf: would never end; write --tokens 1e9")
     if dry_run:
+        if on != "this" or layout:
+            raise InputError(
+                "--dry-run: builds the recipe's own layout on any number of ranks; write --ranks 8, not --on or --layout"
+            )
         from zenspeed.plan.dry_run import dry_run as run
 
         found = run(recipe, vocabulary(recipe), ranks or 8)

@@ -15,6 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
+def recompute_blocks(model: nn.Module) -> None:
+    """From now on every block of `model` computes its activations again in backward."""
+    for part in model.modules():
+        if hasattr(part, "recompute"):
+            part.recompute = True  # type: ignore[assignment]
+
+
 def run_again(block: nn.Module, x: Tensor, shared: Any) -> Tensor:
     """`block(x, shared)`, whose backward runs it once more."""
     generator = next((g for part in block.modules() if (g := getattr(part, "generator", None)) is not None), None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, get_args
 
@@ -53,11 +55,9 @@ def states_of(recipe: Recipe) -> int:
 
 def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
     """Those that the engine can run: ZeRO 0-3 over all ranks or the ranks of a machine, micro-batches that divide the batch."""
-    ranks, batch = cluster.devices, recipe.train.batch_size
-    if batch % ranks:
-        near = max(1, round(batch / ranks)) * ranks
-        raise InputError(f"train.batch_size: {batch} sequences cannot be shared by {ranks} ranks; take {near}")
-    share, machine = batch // ranks, cluster.device.per_machine
+    ranks, share, machine = cluster.devices, _share(recipe, cluster.devices), cluster.device.per_machine
+    if recipe.train.precision == "fp8":
+        _check_precision("train.precision: fp8", "fp8", cluster)
     shards = [None, machine] if ranks > machine and ranks % machine == 0 else [None]
     sizes = [recipe.train.micro_batch_size] if recipe.train.micro_batch_size else [d for d in _powers(share) if share % d == 0]
     for zero in range(4) if ranks > 1 else (0,):
@@ -77,6 +77,24 @@ def layouts(recipe: Recipe, cluster: Cluster) -> Iterator[Layout]:
                 )
 
 
+def _share(recipe: Recipe, ranks: int) -> int:
+    """Sequences of a rank in an update; InputError where ranks or micro-batches do not divide the batch."""
+    batch, micro, shard = recipe.train.batch_size, recipe.train.micro_batch_size, recipe.parallel.shard_ranks
+    if recipe.parallel.mode != "data_parallel":
+        raise InputError(f"plan: reckons data parallelism; give --set parallel.mode=data_parallel for {recipe.parallel.mode}")
+    if shard and ranks % shard:
+        raise InputError(f"parallel.shard_ranks: {shard} does not divide {ranks} ranks; take a divisor")
+    if batch % ranks:
+        near = max(1, round(batch / ranks)) * ranks
+        raise InputError(f"train.batch_size: {batch} sequences cannot be shared by {ranks} ranks; take {near}")
+    if micro and (batch // ranks) % micro:
+        raise InputError(
+            f"train.micro_batch_size: {micro} does not divide the {batch // ranks} sequences that each of {ranks} ranks has of "
+            f"train.batch_size={batch}; take a divisor"
+        )
+    return batch // ranks
+
+
 def _powers(most: int) -> list[int]:
     return [2**i for i in range(most.bit_length()) if 2**i <= most]
 
@@ -84,19 +102,15 @@ def _powers(most: int) -> list[int]:
 def layout_from(pairs: list[str], recipe: Recipe, cluster: Cluster) -> Layout:
     """One layout as given, `data=4`, `recompute=full` …, with axes that the engine does not have among them: a what-if."""
     values: dict[str, Any] = {"optimizer_bytes": states_of(recipe), "gather_bytes": 4}
-    for pair in pairs:
+    for number, pair in enumerate(pairs):
         name, _, text = pair.partition("=")
         if name not in Layout._fields:
             raise InputError(
                 f"--layout {pair}: no key {name!r}{nearest(name, Layout._fields)}; keys: {', '.join(Layout._fields)}"
             )
-        default = Layout._field_defaults[name]
-        try:
-            values[name] = text if isinstance(default, str) else text == "true" if isinstance(default, bool) else int(text)
-        except ValueError:
-            raise InputError(f"--layout {pair}: {text!r} is no whole number; write {name}=2") from None
-        if isinstance(values[name], int) and values[name] < 0:
-            raise InputError(f"--layout {pair}: is below 0; write {name}=1")
+        if name in {one.partition("=")[0] for one in pairs[:number]}:
+            raise InputError(f"--layout {pair}: {name} is given twice; keep one")
+        values[name] = _value_of(pair, name, text)
     for name, known in {
         "recompute": get_args(Recompute),
         "attention": get_args(Kernel),
@@ -105,12 +119,35 @@ def layout_from(pairs: list[str], recipe: Recipe, cluster: Cluster) -> Layout:
         if values.get(name, known[0]) not in known:
             raise InputError(f"--layout {name}={values[name]}: write {', '.join(known[:-1])} or {known[-1]}")
     layout = Layout(**values)
+    if "precision" in values:
+        _check_precision(f"--layout precision={layout.precision}", layout.precision, cluster)
     if layout.ranks != cluster.devices:
         axes = f"{layout.data} × {layout.tensor} × {layout.pipeline} × {layout.context}"
         raise InputError(
             f"--layout: data × tensor × pipeline × context = {axes} = {layout.ranks}, but --on has {cluster.devices}"
         )
     return layout
+
+
+def _check_precision(place: str, precision: str, cluster: Cluster) -> None:
+    if precision not in cluster.device.peak:
+        raise InputError(f"{place}: {cluster.name} has no such products; it has {', '.join(cluster.device.peak)}")
+
+
+def _value_of(pair: str, name: str, text: str) -> str | bool | int:
+    default = Layout._field_defaults[name]
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        if text not in ("true", "false"):
+            raise InputError(f"--layout {pair}: {text!r} is neither; write {name}=true or {name}=false")
+        return text == "true"
+    least, most = (0, 3) if name == "zero" else (0, None) if name == "optimizer_bytes" else (1, None)
+    if not re.fullmatch(r"-?\d+", text):
+        raise InputError(f"--layout {pair}: {text!r} is no whole number; write {name}=2")
+    if int(text) < least or (most is not None and int(text) > most):
+        raise InputError(f"--layout {pair}: is {'below' if int(text) < least else 'above'} what there is; write {name}=1")
+    return int(text)
 
 
 def tokens_of(recipe: Recipe, shape: Shape, tokens: float | None) -> tuple[float, str]:
@@ -130,7 +167,7 @@ def plan(recipe: Recipe, cluster: Cluster, tokens: float | None = None, layout: 
     """
     shape = Shape(recipe.model, vocabulary(recipe))
     asked = [layout_from(layout, recipe, cluster)] if layout else layouts(recipe, cluster)
-    found = [estimate(shape, one, cluster, fused=True, chunked=True) for one in asked]
+    found = [estimate(shape, one, cluster, fused=True, chunked=not one.fused_loss) for one in asked]
     found.sort(key=lambda e: (not e.fits, -e.tokens_per_second if e.fits else e.memory.total))
     advice = [] if any(e.fits for e in found) else _advice(shape, found[0], cluster, recipe)
     return Plan(shape, cluster, *tokens_of(recipe, shape, tokens), found, advice)
@@ -169,37 +206,33 @@ def plan_here(recipe: Recipe, ranks: int, tokens: float | None = None) -> Plan:
     import psutil
     import torch
 
-    from zenspeed.machine import measure_matmul, pick_precision, usable_cores
+    from zenspeed.machine import measure_matmul, usable_cores
     from zenspeed.parallel.mesh import pick_device
     from zenspeed.plan.measure import measure
 
-    threads = max(1, usable_cores() // ranks)
-    torch.set_num_threads(usable_cores())
-    device = pick_device(0)
-    precision = pick_precision(device)[0] if recipe.train.precision == "auto" else recipe.train.precision
-    shape, share = Shape(recipe.model, vocabulary(recipe)), recipe.train.batch_size // ranks
-    if recipe.train.batch_size % ranks:
-        raise InputError(f"train.batch_size: {recipe.train.batch_size} sequences cannot be shared by {ranks} ranks")
-    fitting = [d for d in range(1, share + 1) if share % d == 0 and (d == 1 or d * shape.context <= 8192)]
-    micro = recipe.train.micro_batch_size or max(fitting)
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"micro_batch_size": micro})})
-    took = measure(recipe, vocabulary(recipe), precision, ranks, threads)
-    peak = measure_matmul(torch.float32 if precision == "fp32" else torch.bfloat16, device)
-    count = share // micro
+    shape, share = Shape(recipe.model, vocabulary(recipe)), _share(recipe, ranks)
+    # As training sets them: what the user says, else this process's share of the cores.
+    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else max(1, usable_cores() // ranks)
+    torch.set_num_threads(threads * ranks)
+    took = measure(recipe, vocabulary(recipe), ranks, threads)
+    micro, lanes, precision = took.resolved
+    peak = measure_matmul(torch.float32 if precision == "fp32" else torch.bfloat16, pick_device(0))
     layout = Layout(
-        data=ranks, zero=recipe.parallel.zero, micro_batch=micro, accumulation=count, optimizer_bytes=states_of(recipe),
-        gather_bytes=4,
+        data=ranks, zero=recipe.parallel.zero, micro_batch=micro, accumulation=share // micro,
+        optimizer_bytes=states_of(recipe), gather_bytes=4, recompute="full" if recipe.train.recompute else "none",
     )  # fmt: skip
     states = zero_bytes(shape.weights, layout)
     whole = shape.layers * took.block_bytes + took.rest_bytes
     memory = Memory(*states, activations=max(0.0, whole - sum(states)), logits=0.0, buffers=0.0, fragmentation=0.0)
     time = Time(
-        products=shape.layers * took.block_seconds * count, attention=0.0, elementwise=took.rest_seconds * count, recompute=0.0,
-        tensor=0.0, data=0.0, bubble=0.0, optimizer=shape.layers * took.block_update_seconds + took.rest_update_seconds,
+        products=shape.layers * took.block_seconds, attention=0.0, elementwise=took.rest_seconds, recompute=0.0,
+        tensor=0.0, context=0.0, data=0.0, bubble=0.0,
+        optimizer=shape.layers * took.block_update_seconds + took.rest_update_seconds,
     )  # fmt: skip
     rate = layout.sequences * shape.context / time.total
     total = psutil.virtual_memory().total
-    name = f"this machine, {ranks} × {threads} threads, {precision}"
+    in_lanes = f" in {lanes} lanes" if lanes > 1 else ""
+    name = f"this machine, {ranks} × {threads} threads{in_lanes}, {precision}"
     accelerator = Accelerator({"bf16": peak, "fp32": peak}, total / ranks, 0.0, 0.0, 0.0, ranks, 0.0, 1.0, "measured")
     mfu = rate * shape.flops_per_token() / peak
     one = Estimate(layout, memory, time, rate, mfu, memory.total * ranks <= total)

@@ -18,12 +18,8 @@ from zenspeed.plan.work import Product, Shape
 class Rates(NamedTuple):
     """Shares of published rates that long runs reach. benchmarks/plan.py says on which published rows they were fitted."""
 
-    products: float = 0.80
-    """Of the best product's rate, over products of all shapes at the clock of a hot device."""
-    attention: float = 0.52
-    """Of the same, in FlashAttention-2, forward; backward is 0.8 of it and does 2.5 times the work."""
     eight_bits: float = 0.95
-    """Of that rate, in fp8."""
+    """Of the rate of products (`Accelerator.hot`), in fp8."""
     bandwidth: float = 0.80
     """Of the memory's bandwidth."""
     links: float = 0.75
@@ -74,6 +70,7 @@ class Time(NamedTuple):
     elementwise: float
     recompute: float
     tensor: float
+    context: float
     data: float
     bubble: float
     optimizer: float
@@ -117,8 +114,7 @@ def memory_of(shape: Shape, layout: Layout, cluster: Cluster, rates: Rates, *, f
     ends = max(shape.embedding_weights, shape.head_weights) if stages > 1 else shape.embedding_weights + shape.head_weights
     weights = (blocks * shape.block_weights + ends) / layout.tensor
     states = zero_bytes(weights, layout)
-    in_flight = min(layout.accumulation, stages) * (1 + (layout.interleave > 1) * (stages - 1) / (stages * layout.interleave))
-    kept = blocks * shape.kept_bytes(tokens, layout, fused=fused) * in_flight
+    kept = blocks * shape.kept_bytes(tokens, layout, fused=fused) * in_flight(layout)
     if layout.recompute != "none":  # one block is whole while its backward runs
         kept += shape.kept_bytes(tokens, layout._replace(recompute="none"), fused=fused)
     logits = shape.logit_bytes(tokens, layout, chunked=chunked)
@@ -128,6 +124,21 @@ def memory_of(shape: Shape, layout: Layout, cluster: Cluster, rates: Rates, *, f
         buffers = group * (layout.gather_bytes + layout.gradient_bytes)
     used = sum(states) + kept + logits + buffers
     return Memory(*states, kept, logits, buffers, used * rates.fragmentation)
+
+
+def in_flight(layout: Layout) -> float:
+    """Micro-batches that the first rank of a pipeline holds activations of at most, with one backward for each forward (1F1B,
+    and interleaved 1F1B by Narayanan et al. 2104.04473, figure 4, as torch's ScheduleInterleaved1F1B does it).
+
+    With v stages on a rank it is their forwards that are counted, each a v-th of a micro-batch: all stages but the last take
+    a round of micro-batches, then come two for each rank behind, and one more; but never more than there are.
+    """
+    ranks, stages, micro_batches = layout.pipeline, layout.interleave, layout.accumulation
+    if stages == 1:
+        return min(micro_batches, ranks)
+    a_round = micro_batches // max(1, micro_batches // ranks)
+    forwards = (stages - 1) * a_round + 2 * (ranks - 1) + 1
+    return min(forwards, micro_batches * stages) / stages
 
 
 def time_of(shape: Shape, layout: Layout, cluster: Cluster, rates: Rates, *, fused: bool) -> Time:
@@ -141,9 +152,9 @@ def time_of(shape: Shape, layout: Layout, cluster: Cluster, rates: Rates, *, fus
 
     def seconds(product: Product) -> float:
         if product.attention:
-            return product.flops / (half * device.achievable * (rates.attention if fused else rates.products))
+            return product.flops / (half * device.achievable * (device.attention if fused else device.hot))
         eight = layout.precision == "fp8"
-        rate = peak * device.achievable * rates.products * _filled(product) * (rates.eight_bits if eight else 1.0)
+        rate = peak * device.achievable * device.hot * _filled(product) * (rates.eight_bits if eight else 1.0)
         operands = product.repeats * (product.m * product.k + product.k * product.n)
         casts = 5.0 * operands / (device.bandwidth * rates.bandwidth) if eight else 0.0  # largest value, then scaled copy
         moved = 2.0 * (product.m * product.k + product.k * product.n + product.m * product.n) * product.repeats
@@ -155,12 +166,19 @@ def time_of(shape: Shape, layout: Layout, cluster: Cluster, rates: Rates, *, fus
     traffic = shape.block_traffic(tokens, layout, fused=fused) / (device.bandwidth * rates.bandwidth)
     head = Product(tokens, shape.width, shape.vocab / layout.tensor)
     head_traffic = tokens * shape.vocab / layout.tensor * (14 if layout.compiled else 26) / (device.bandwidth * rates.bandwidth)
-    head_time = 3 * head.flops / (half * device.achievable * rates.products) + head_traffic
-    again = {"none": 0.0, "selective": 0.45 * plain + traffic, "full": plain + attention / forward + traffic}[layout.recompute]
+    head_time = 3 * head.flops / (half * device.achievable * device.hot) + head_traffic
+    # Where recomputing stops as soon as backward has what it needs, the block's last product is not made again.
+    last = seconds(products[-1]) if layout.early_stop else 0.0
+    again = {
+        "none": 0.0, "selective": 0.45 * plain + traffic, "full": plain - last + attention / forward + traffic,
+    }[layout.recompute]  # fmt: skip
     tensor = _tensor_seconds(shape, tokens, layout, cluster, rates)
     # Forward once, backward twice (attention 2.5 / 0.8), elementwise twice more.
     passes = 3 if layout.recompute == "full" else 2  # of messages: forward, backward, and forward again
-    block = [3 * plain, attention * (1 / forward + 2.5 / 0.8 / backward if fused else 3), 3 * traffic, again, tensor * passes]
+    # Keys and values travel in each of them, and in backward their gradients as well, in fp32.
+    context = _context_seconds(shape, tokens, layout, cluster, rates) * (passes + 2)
+    scores = attention * (1 / forward + 2.5 / 0.8 / backward if fused else 3)
+    block = [3 * plain, scores, 3 * traffic, again, tensor * passes, context]
     # Small kernels end sooner than the next one can be started.
     block[2] += max(0.0, 3 * rates.launch * (14 if layout.compiled else 30) - sum(block))
     count = layout.accumulation
@@ -172,7 +190,7 @@ def time_of(shape: Shape, layout: Layout, cluster: Cluster, rates: Rates, *, fus
     data = _data_seconds(weights, layout, cluster, rates, busy)
     states = weights * (layout.weight_bytes + layout.gradient_bytes + 2 * layout.optimizer_bytes)
     update = states / (layout.shards if layout.zero else 1) / (device.bandwidth * rates.bandwidth)
-    return Time(parts[0], parts[1], parts[2], parts[3], parts[4], data, bubble, update)
+    return Time(parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], data, bubble, update)
 
 
 def _filled(product: Product) -> float:
@@ -188,6 +206,16 @@ def _tensor_seconds(shape: Shape, tokens: float, layout: Layout, cluster: Cluste
     bandwidth = (cluster.device.link if t <= cluster.device.per_machine else cluster.device.network) * rates.links
     seconds = 2 * 2 * (t - 1) / t * tokens * shape.width * 2.0 / bandwidth
     return seconds * (1 - rates.tensor_hidden) if layout.overlapped_tensor else seconds
+
+
+def _context_seconds(shape: Shape, tokens: float, layout: Layout, cluster: Cluster, rates: Rates) -> float:
+    """A gather of the other context ranks' keys and values for one block's forward, which nothing hides."""
+    if layout.context == 1:
+        return 0.0
+    device, inside = cluster.device, layout.context * layout.tensor <= cluster.device.per_machine
+    heads = shape.heads if layout.repeated_keys else shape.kv_heads
+    received = (layout.context - 1) * tokens * 2 * heads * shape.head / layout.tensor * 2.0
+    return received / ((device.link if inside else device.network) * rates.links)
 
 
 def _data_seconds(weights: float, layout: Layout, cluster: Cluster, rates: Rates, busy: float) -> float:
@@ -218,7 +246,7 @@ def estimate(
         chunked: the loss is made in chunks of the vocabulary, so that logits never exist as a whole.
     """
     rates = rates or Rates()
-    layout.check(shape.layers, shape.heads)
+    layout.check(shape.layers, shape.heads, shape.context)
     memory = memory_of(shape, layout, cluster, rates, fused=fused, chunked=chunked)
     time = time_of(shape, layout, cluster, rates, fused=fused)
     tokens = layout.sequences * shape.context / time.total

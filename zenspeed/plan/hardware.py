@@ -6,6 +6,7 @@ Peak rates are dense (no sparsity), bandwidths are bytes a second in one directi
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -32,22 +33,34 @@ class Accelerator(NamedTuple):
     achievable: float
     """Share of the peak that the best large bf16 (or fp16) product reaches."""
     source: str
+    hot: float = 0.80
+    """Share of that rate over products of all shapes, of numbers that are not all alike, at the clock of a hot device."""
+    attention: float = 0.52
+    """Share of that rate in FlashAttention-2, forward; backward is 0.8 of it and does 2.5 times the work."""
 
 
 def _device(
-    tflops: dict[str, float], gb: float, tb_s: float, link: float, network: float, per_machine: int, watts: float, best: float,
-    source: str,
+    tflops: Mapping[str, float], gb: float, tb_s: float, link: float, network: float, per_machine: int, watts: float,
+    best: float, source: str, **shares: float,
 ) -> Accelerator:  # fmt: skip
     peak = {k: v * 1e12 for k, v in tflops.items()}
-    return Accelerator(peak, gb * 1e9, tb_s * 1e12, link * 1e9, network * 1e9, per_machine, watts, best, source)
+    return Accelerator(peak, gb * 1e9, tb_s * 1e12, link * 1e9, network * 1e9, per_machine, watts, best, source, **shares)
+
+
+# Of A100 both shares are published. Products of random numbers run at 258 of the 271 TFLOP/s that the best shape reaches (He,
+# "Strangely, matrix multiplications on GPUs run faster when given predictable data", thonking.ai); FlashAttention-2 at 50 to
+# 73 % of the peak (Dao 2307.08691), of which 60 % is the geometric middle. Those of other devices are what H100 runs showed
+# (benchmarks/plan.py says on which rows they were chosen): H100's clock falls further, and the kernel leaves its units idle.
+A100_PEAK = {"bf16": 312, "fp16": 312, "fp32": 156}
+A100_SHARES = {"hot": 258 / 271, "attention": 0.60 / 0.87}
 
 
 # `achievable` is the best product found by Bekman's search over shapes where he lists the device (ml-engineering, "maximum
 # achievable matmul FLOPS"): A100 271, H100 792, MI300X 758, B200 1,745 TFLOP/s in bf16; else 0.8.
 ACCELERATORS: dict[str, Accelerator] = {
     "V100": _device({"fp16": 125, "fp32": 15.7}, 32, 0.9, 150, 12.5, 8, 300, 0.8, "NVIDIA V100 datasheet, SXM2 32 GB"),
-    "A100": _device({"bf16": 312, "fp16": 312, "fp32": 156}, 80, 2.039, 300, 25, 8, 400, 0.87, "NVIDIA A100 datasheet, SXM"),
-    "A100-40GB": _device({"bf16": 312, "fp16": 312, "fp32": 156}, 40, 1.555, 300, 25, 8, 400, 0.87, "NVIDIA A100 datasheet"),
+    "A100": _device(A100_PEAK, 80, 2.039, 300, 25, 8, 400, 0.87, "NVIDIA A100 datasheet, SXM", **A100_SHARES),
+    "A100-40GB": _device(A100_PEAK, 40, 1.555, 300, 25, 8, 400, 0.87, "NVIDIA A100 datasheet", **A100_SHARES),
     "H100": _device(
         {"bf16": 989, "fp16": 989, "fp8": 1979, "fp32": 495}, 80, 3.35, 450, 50, 8, 700, 0.80, "NVIDIA H100 datasheet, SXM"
     ),

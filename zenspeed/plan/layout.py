@@ -28,7 +28,12 @@ class Layout(NamedTuple):
     micro_batch: int = 1
     accumulation: int = 1
     recompute: Recompute = "none"
+    early_stop: bool = True
+    """A block that is computed again is so up to what its backward needs, as torch does from 2.1 on without reentrance; false:
+    to its end, as Megatron-LM does."""
     compiled: bool = False
+    fused_loss: bool = False
+    """The loss is compiled together with what follows it: logits and their gradient exist in two bytes, nothing in fp32."""
     attention: Kernel = "flash2"
     """The fused attention kernel: FlashAttention, the same in Triton (as models with ALiBi had in 2023), FlashAttention-2 (what
     PyTorch calls), FlashAttention-3."""
@@ -44,6 +49,8 @@ class Layout(NamedTuple):
     """Of a weight when it travels at stage 3."""
     sequence_parallel: bool = True
     """Activations between tensor-parallel products are cut along the sequence (Korthikanti et al. 2205.05198)."""
+    repeated_keys: bool = False
+    """Keys and values are copied for each of the queries' heads before they go to other context ranks (torchtitan's Llama)."""
     overlapped_tensor: bool = False
     """Tensor-parallel messages travel in pieces beside the products (asynchronous tensor parallelism)."""
 
@@ -61,14 +68,18 @@ class Layout(NamedTuple):
         """In one update, over all ranks."""
         return self.data * self.micro_batch * self.accumulation
 
-    def check(self, layers: int, heads: int) -> None:
-        """InputError where the model cannot be cut so."""
+    def check(self, layers: int, heads: int, context: int) -> None:
+        """InputError where the model cannot be cut so, or the ranks not be shared."""
         for name, parts, whole, what in (
             ("pipeline", self.pipeline * self.interleave, layers, "layers"),
             ("tensor", self.tensor, heads, "heads"),
+            ("context", self.context, context, "tokens of model.context"),
+            ("shard_ranks", self.shards, self.data * self.context, "data and context ranks"),
         ):
-            if parts > whole or (name == "tensor" and whole % parts):
+            if parts > whole or (name != "pipeline" and whole % parts):
                 raise InputError(f"layout: {name}={parts} does not cut {whole} {what}; take a divisor of {whole}")
+        if self.interleave > 1 and self.pipeline == 1:
+            raise InputError(f"layout: interleave={self.interleave} is for the ranks of a pipeline; add pipeline=2")
 
     def __str__(self) -> str:
         axes = [f"{n} {v}" for n in ("data", "tensor", "pipeline", "context") if (v := getattr(self, n)) > 1]

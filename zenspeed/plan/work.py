@@ -126,8 +126,11 @@ class Shape:
         scores = 0.0 if fused else self.heads / t * self.context
         dropout = 0.5 * 2 * between if self.config.dropout else 0.0
         up = (self.ups + (2 if self.config.gated else 1)) * inner
+        # What products cut by columns take in is gathered, and torch keeps it so for the weights' gradients; asynchronous
+        # tensor parallelism, which gathers in pieces, does not.
+        taken = between if layout.overlapped_tensor else self.width
         # Two norms' inputs and outputs, queries, keys and values, attention's output, the inner products.
-        return 2.0 * tokens * (4 * between + query + 2 * key + query + up + scores + dropout)
+        return 2.0 * tokens * (2 * between + 2 * taken + query + 2 * key + query + up + scores + dropout)
 
     def logit_bytes(self, tokens: float, layout: Layout, *, chunked: bool) -> float:
         """Bytes that logits take at their peak; none to speak of where the loss is made in chunks.
@@ -137,5 +140,7 @@ class Shape:
         """
         if chunked:
             return 0.0
+        if layout.fused_loss:
+            return 4.0 * tokens * self.vocab / layout.tensor
         copies = 16 if layout.tensor > 1 else 10 if layout.compiled else 12
         return float(tokens) * self.vocab / layout.tensor * copies

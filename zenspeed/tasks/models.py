@@ -18,8 +18,8 @@ from zenspeed.models.heads import Head
 from zenspeed.models.hf import LoadReport
 from zenspeed.models.layers import use_float8
 from zenspeed.models.presets import PRESETS
+from zenspeed.models.recompute import recompute_blocks
 from zenspeed.models.start import copy_weights
-from zenspeed.models.transformer import Body
 from zenspeed.recipe import Recipe
 from zenspeed.run import HEADS, open_run
 from zenspeed.text.tokenizer import Tokenizer
@@ -96,9 +96,7 @@ def task_model(recipe: Recipe, tokenizer: Tokenizer, head: Head, labels: int, se
     else:
         model = _from_recipe(recipe, tokenizer, head, labels, seed, pretrained)
     if recipe.train.recompute:
-        for part in model.modules():
-            if isinstance(part, Body):
-                part.recompute = True
+        recompute_blocks(model)
     return model
 
 
