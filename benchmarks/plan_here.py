@@ -40,6 +40,7 @@ def one(case: tuple[int, int, int, int, int, int], folder: Path) -> dict[str, An
         f"model.layers={layers}", f"model.width={width}", f"model.heads={width // 64}", f"model.context={context}",
         f"train.batch_size={batch}", f"parallel.zero={zero}", "tokenizer.vocab_size=4096", "train.steps=14", "evaluate.every=0",
         "log.tensorboard=false", "sample.max_tokens=1", "optim.name=adamw", "data.validation=0.002",
+        "checkpoint.every=5",
     ]  # fmt: skip
     options = [part for key in sets for part in ("--set", key)]
     run(["plan", *options, "--ranks", str(ranks), "--json", str(folder / "plan.json")])

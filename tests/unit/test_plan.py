@@ -312,6 +312,8 @@ def test_this_machine_and_json(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["schema"] == "zenspeed.plan" and found["layouts"][0]["seconds"]["total"] > 0
+    memory = found["layouts"][0]["memory_bytes"]  # the copy that is written as a checkpoint: weights and one state of Muon
+    assert memory["buffers"] == 8 * found["weights"] and memory["total"] > sum(memory[k] for k in ("weights", "buffers"))
 
 
 def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

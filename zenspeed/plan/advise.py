@@ -223,7 +223,9 @@ def plan_here(recipe: Recipe, ranks: int, tokens: float | None = None) -> Plan:
     )  # fmt: skip
     states = zero_bytes(shape.weights, layout)
     whole = shape.layers * took.block_bytes + took.rest_bytes
-    memory = Memory(*states, activations=max(0.0, whole - sum(states)), logits=0.0, buffers=0.0, fragmentation=0.0)
+    # Weights and states as they are while a checkpoint is written beside training.
+    copy = (4 + states_of(recipe)) * shape.weights / (ranks if layout.zero else 1)
+    memory = Memory(*states, activations=max(0.0, whole - sum(states)), logits=0.0, buffers=copy, fragmentation=0.0)
     time = Time(
         products=shape.layers * took.block_seconds, attention=0.0, elementwise=took.rest_seconds, recompute=0.0,
         tensor=0.0, context=0.0, data=0.0, bubble=0.0,

@@ -35,7 +35,8 @@ def show(plan: Plan) -> None:
     if len(plan.found) > SHOWN:
         console.print(f"and {len(plan.found) - SHOWN} more; --json has all")
     console.print("\nthe first of them, one rank")
-    others = {"activations": "activations and the process"} if plan.cluster.measured else {}
+    measured = {"activations": "activations and the process", "buffers": "a copy for checkpoints"}
+    others = measured if plan.cluster.measured else {}
     parts = [f"{others.get(name, name)} {value / 1e9:,.2f}" for name, value in best.memory._asdict().items() if value]
     console.print("  GB:       " + ", ".join(parts))
     named = (
