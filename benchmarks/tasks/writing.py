@@ -255,7 +255,7 @@ def by_document(losses: np.ndarray, tokens: np.ndarray, end: int) -> np.ndarray:
     return np.bincount(number, weights=losses[1:])
 
 
-XZ_DOCUMENTS = 100
+XZ_DOCUMENTS = 200
 
 
 def xz_bits(tokenizer: Any, train: np.ndarray, rest: np.ndarray, sizes: np.ndarray) -> np.ndarray:
