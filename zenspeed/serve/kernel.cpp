@@ -12,7 +12,8 @@
 // int8 with one scale a row; keys and values fp32 or bf16.
 //
 // Letters: M rows, C width, H query heads, G key and value heads, D head width, V vocabulary. A panel is 16 outputs of a linear
-// layer, [K][16]; a page is 16 tokens of a sequence: keys [G][D][16], values [G][16][D rounded up to 16].
+// layer, [K][16]. Of a block of panels (one head of qkv, else all) fours lie together, [K][4][16], then single ones, so that weights
+// are read from front to back. A page is 16 tokens of a sequence: keys [G][D][16], values [G][16][D rounded up to 16].
 
 #include "simd.h"
 
@@ -63,6 +64,8 @@ struct Step {
 }
 
 namespace {
+
+constexpr size_t AHEAD = 4096; // bytes that are fetched before they are needed
 
 enum Phase { QKV, ATTENTION, OUT, UP, DOWN, PHASES };
 
@@ -195,6 +198,7 @@ struct Engine {
   // y[i][16 r …] for MR rows and NR panels; every sum runs over k from 0 on.
   template <class W, int MR, int NR, class Put>
   static INLINE void tile(const float *x, const Linear &l, int m0, int panel, Put &put) {
+    constexpr int TOGETHER = NR < 4 ? 1 : 4, STEP = TOGETHER * 16, GROUPS = NR / TOGETHER;
     const int K = l.inputs;
     const typename W::T *w = (const typename W::T *)l.weight + (size_t)panel * K * 16;
     const float *rows[MR];
@@ -202,9 +206,13 @@ struct Engine {
     v16 acc[MR][NR];
     for (int i = 0; i < MR; i++)
       for (int r = 0; r < NR; r++) acc[i][r] = v16{};
-    for (int k = 0; k < K; k++) {
+    for (int k = 0; k < K; k++, w += STEP) {
+      if (m0 == 0) // the first to read them
+        for (int g = 0; g < GROUPS; g++)
+          for (size_t at = 0; at < STEP * sizeof(*w); at += 64)
+            __builtin_prefetch((const char *)(w + (size_t)g * K * STEP) + at + AHEAD);
       v16 b[NR];
-      for (int r = 0; r < NR; r++) b[r] = W::get(w + ((size_t)r * K + k) * 16);
+      for (int r = 0; r < NR; r++) b[r] = W::get(w + (size_t)(r / TOGETHER) * K * STEP + r % TOGETHER * 16);
       for (int i = 0; i < MR; i++)
         for (int r = 0; r < NR; r++) acc[i][r] = acc[i][r] + rows[i][k] * b[r];
     }
@@ -230,6 +238,7 @@ struct Engine {
     }
   }
 
+  // `first`: the begin of a block of panels, or a multiple of 4 behind it.
   template <class W, class Put>
   static void matmul(const float *x, const Linear &l, int M, int first, int count, Put put) {
     int p = first, end = first + count < l.panels ? first + count : l.panels;

@@ -5,7 +5,9 @@ Until it is compiled, and where there is no compiler, plain.py serves.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -110,6 +112,7 @@ class NativeCore:
         self.whole_prompts = False
         self.kind = f"kernel, {weights}"
         self._kept: list[Any] = []
+        self._arena = _Arena()
         self._weights: WeightType = weights
         pages = max(1, -(-max_tokens // PAGE))
         self.pool = PagePool(pages)
@@ -254,16 +257,17 @@ class NativeCore:
             gated = torch.where(columns < 0, -1, columns + inner)
             columns = torch.stack([columns.view(-1, 16), gated.view(-1, 16)], 1)
         q_norm, k_norm = (None if w is None else self._pointer(w) for w in (attention.q_norm, attention.k_norm))
+        qkv = self._linear(attention.qkv.weight, attention.qkv.bias, rows.flatten(), Dp // 16)
         return Layer(
-            self._of(attention.qkv, rows.flatten()), self._of(attention.out), self._of(up, columns.flatten()),
-            self._of(feed.down), self._norm(block.attention_norm), self._norm(block.feed_forward_norm), q_norm, k_norm,
+            qkv, self._of(attention.out), self._of(up, columns.flatten()), self._of(feed.down),
+            self._norm(block.attention_norm), self._norm(block.feed_forward_norm), q_norm, k_norm,
         )  # fmt: skip
 
     def _of(self, layer: LinearLayer, rows: Tensor | None = None) -> Linear:
         return self._linear(layer.weight, layer.bias, rows)
 
-    def _linear(self, weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> Linear:
-        """`rows`: which row of the weight each output of the panels is, −1 for none."""
+    def _linear(self, weight: Tensor, bias: Tensor | None, rows: Tensor | None = None, block: int | None = None) -> Linear:
+        """`rows`: which row of the weight each output of the panels is, −1 for none. `block`: panels of a block; null: all."""
         weight = weight.detach().float()
         if rows is None:
             rows = torch.full((_up16(len(weight)),), -1)
@@ -276,9 +280,10 @@ class NativeCore:
             weight, scale = (weight / size.unsqueeze(1)).round().to(torch.int8), self._pointer(size)
         elif self._weights == "bf16":
             weight = weight.bfloat16().view(torch.int16)
-        panels = weight.view(-1, 16, weight.shape[1]).transpose(1, 2).contiguous()
+        panels = weight.view(-1, 16, weight.shape[1]).transpose(1, 2)  # (panels, K, 16)
+        placed = _in_groups(panels.unflatten(0, (-1, block or len(panels))))
         added = None if bias is None else self._pointer(bias.detach().float()[rows.clamp(min=0)] * there[:, 0])
-        return Linear(self._keep(panels.numpy()), scale, added, weight.shape[1], len(panels))
+        return Linear(self._keep(self._arena.put(placed)), scale, added, weight.shape[1], len(panels))
 
     def _norm(self, norm: Any) -> Norm:
         return Norm(self._pointer(norm.weight), None if norm.bias is None else self._pointer(norm.bias))
@@ -292,6 +297,37 @@ class NativeCore:
     def _keep(self, array: np.ndarray) -> int:
         self._kept.append(array)
         return array.ctypes.data
+
+
+class _Arena:
+    """Memory in pages of 2 MB, where the system has them: a step of one row reads all of it, and sooner than in small pages."""
+
+    _BLOCK = 32 * 2**20
+
+    def __init__(self) -> None:
+        self._memory: mmap.mmap | None = None
+        self._used = self._size = 0
+
+    def put(self, values: Tensor) -> np.ndarray:
+        """A copy of `values`."""
+        array = values.contiguous().numpy()
+        if self._memory is None or self._used + array.nbytes > self._size:
+            self._size = max(self._BLOCK, -(-array.nbytes // self._BLOCK) * self._BLOCK)
+            self._memory, self._used = mmap.mmap(-1, self._size), 0
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                with contextlib.suppress(OSError):
+                    self._memory.madvise(mmap.MADV_HUGEPAGE)
+        place: np.ndarray = np.frombuffer(self._memory, array.dtype, array.size, self._used)
+        place[:] = array.ravel()
+        self._used += -(-array.nbytes // 64) * 64
+        return place
+
+
+def _in_groups(panels: Tensor) -> Tensor:
+    """(blocks, panels, K, 16) -> (blocks, …): of each block fours as [K][4][16], then single ones."""
+    num = panels.shape[1] // 4
+    fours = panels[:, : 4 * num].unflatten(1, (num, 4)).transpose(2, 3)
+    return torch.cat([fours.flatten(1), panels[:, 4 * num :].flatten(1)], 1)
 
 
 def _up16(number: int) -> int:
