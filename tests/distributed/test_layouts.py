@@ -58,6 +58,34 @@ def loss_sum(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return module(batch[0], targets=batch[1])
 
 
+def most_whole_gradients(stage: int) -> tuple[int, int]:
+    """Buckets that had whole gradients at a time during a backward, at most, and how many buckets there are."""
+    world = start_world()
+    model = Transformer(ModelConfig(layers=4, width=32, heads=2, context=CONTEXT, init="gpt2"), VOCABULARY)
+    options = ZeroOptions(stage=stage, bucket_elements=9_000)
+    engine = Engine(model, plan_optimizers(model, OptimConfig(name="adamw"), torch.float32), build_mesh(world, None), options)
+    buckets, most = engine.zero.trainable, 0
+
+    def count(parameter: Tensor) -> None:
+        nonlocal most
+        most = max(most, sum(bucket.gradients is not None for bucket in buckets))
+
+    for bucket in buckets:
+        for slot in bucket.slots:
+            slot.parameter.register_post_accumulate_grad_hook(count)
+    tokens = torch.randint(VOCABULARY, (2, CONTEXT + 1))
+    engine.train_step([(tokens[:, :-1], tokens[:, 1:])], loss_sum, 2.0 * CONTEXT * world.size, lr=1.0)
+    return most, len(buckets)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_whole_gradients_are_given_back_while_backward_goes_on(ranks: int) -> None:
+    # Two, and the one that is being filled; at stage 3 a block has two, one of matrices and one of vectors.
+    for stage, allowed in ((2, 3), (3, 6)):
+        most, buckets = run_ranks(ranks, most_whole_gradients, stage)[0]
+        assert most <= allowed < buckets, stage
+
+
 def train_many(layouts: list[tuple[Any, ...]]) -> list[Curve]:
     return [train(*layout) for layout in layouts]
 

@@ -366,7 +366,6 @@ class ZeroModule:
         units = find_units(module) if options.stage == 3 else []
         unit_of = {id(p): i for i, unit in enumerate(units) for p in unit.parameters()}
         shared = _shared_between(units) | _used_elsewhere(module)
-        self.buckets: list[Bucket] = []
         self._unit_buckets: dict[int, list[Bucket]] = {i: [] for i in range(-1, len(units))}
         everything = [*groups, Group(_frozen(module), False)] if options.stage == 3 else groups
         for index, group in enumerate(everything):
@@ -380,8 +379,10 @@ class ZeroModule:
                 limit = None if options.stage == 3 or group.whole else options.bucket_elements
                 for part in _split(members, limit):
                     bucket = Bucket(part, group.whole, mesh, options, index)
-                    self.buckets.append(bucket)
                     self._unit_buckets[unit].append(bucket)
+        # In the order in which backward completes them, for one that waits for its turn stays whole: the last unit first, and
+        # last of all the root, which holds the embedding.
+        self.buckets = [bucket for unit in (*reversed(range(len(units))), -1) for bucket in self._unit_buckets[unit]]
         for buffer in module.buffers():
             dist.broadcast(buffer, group=dist.group.WORLD, src=0)
         self.collectives = Collectives()
@@ -428,17 +429,28 @@ class ZeroModule:
         bucket.take_grad(slot)
         self._dirty = True
         bucket.pending.discard(id(parameter))
-        if not bucket.pending and (self.sync or self.options.stage >= 2):
+        if bucket.pending:
+            return
+        if self.sync or self.options.stage >= 2:
             self._launch_complete()
-        if not bucket.pending and self.options.stage == 3:
+        if self.options.stage == 3:
             self._release_done(bucket)
 
     def _launch_complete(self) -> None:
         # In one fixed order on all ranks, whatever order gradients arrive in: collectives must match.
         buckets = self.trainable
         while self._launched < len(buckets) and not buckets[self._launched].pending:
-            buckets[self._launched].start_reduce()
-            self._launched += 1
+            self._launch()
+
+    def _launch(self) -> None:
+        """Starts the next bucket's sum. At stages 2 and 3 the one before it is waited for and given back whole, so that no more
+        than two buckets have whole gradients at a time, however large the model is."""
+        buckets = self.trainable
+        buckets[self._launched].start_reduce()
+        self._launched += 1
+        if self.options.stage >= 2 and self._launched > 1:
+            with self.reducing():
+                buckets[self._launched - 2].finish_reduce()
 
     def _after_backward(self) -> None:
         self._in_backward = False
@@ -459,7 +471,7 @@ class ZeroModule:
         for bucket in self.trainable[self._launched :]:
             if bucket.gradients is None:  # no gradient here, but other ranks may have one
                 bucket.gradients = torch.zeros(bucket.size, dtype=bucket.grad_dtype, device=bucket.device)
-            bucket.start_reduce()
+            self._launch()
         with self.reducing():
             for bucket in self.trainable:
                 bucket.finish_reduce()
