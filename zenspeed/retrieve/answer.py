@@ -88,7 +88,7 @@ def _read(questions: Sequence[str], hits: list[list[Hit]], reader: Reader) -> li
     spans = iter(reader.task.find(reader.model, rows, place_of(reader.task.recipe)) if rows else ())
     found = []
     for question, own in zip(questions, hits, strict=True):
-        read = [(hit, span, _joined(span.score, hit.score)) for hit in own for span in (next(spans),)]
+        read = [(hit, span, _joined(span.score, hit.score)) for hit, span in ((hit, next(spans)) for hit in own)]
         if not read:
             found.append(Found(question, "", 0.0, "", None, None, None, own))
             continue

@@ -105,9 +105,10 @@ def on_device(batch: Batch, device: Any) -> tuple[dict[str, Any], Tensor]:
     """Inputs and targets of a batch, tensors moved; to an accelerator out of pinned memory: nothing waits for the copy."""
 
     def moved(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.device.type != "cpu" or device.type in ("cpu", "meta"):
-            return value.to(device) if isinstance(value, Tensor) else value
-        return value.pin_memory().to(device, non_blocking=True)
+        if not isinstance(value, Tensor):
+            return value
+        pinned = value.device.type == "cpu" and device.type not in ("cpu", "meta")
+        return value.pin_memory().to(device, non_blocking=True) if pinned else value.to(device)
 
     return {name: moved(value) for name, value in batch.inputs.items()}, moved(batch.targets)
 
